@@ -59,7 +59,7 @@ class Cap:
 
         A call that does not say how much it takes is charged the least until it is settled.
         """
-        return Calendar(max(self.amount, NOTHING), self.period, self.tz, _least(unit))
+        return Calendar(max(self.amount, NOTHING), self.period, self.tz, least(unit))
 
     def __str__(self) -> str:
         return f"{_numbers.show(self.amount)} a {self.period}" + ("" if self.tz == "UTC" else f" ({self.tz})")
@@ -78,7 +78,7 @@ Caps = Mapping[str, tuple[Cap, ...]]
 """Per unit; a unit with none is not capped."""
 
 
-def _least(unit: str) -> float:
+def least(unit: str) -> float:
     """What a call takes at least: enough to be refused where nothing is left."""
     return 1e-6 if unit == "dollars" else 1.0
 

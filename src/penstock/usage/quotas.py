@@ -32,7 +32,7 @@ from penstock.limiter import Limiter
 from penstock.permit import Permit
 from penstock.stores.contract import Store
 from penstock.stores.sqlite import SQLiteStore
-from penstock.usage.caps import UNITS, Cap, CapKey, CapLike, Caps, check_units, limits_of, read_caps
+from penstock.usage.caps import UNITS, Cap, CapKey, CapLike, Caps, check_units, least, limits_of, read_caps
 from penstock.usage.quota import Quota, QuotaExceeded
 from penstock.usage.quota_records import Records, period_of
 from penstock.usage.reviews import Review, UserRecord
@@ -229,7 +229,7 @@ class Quotas:
             return None
         wait = refused.retry_after if isinstance(refused, RateLimited) else math.inf  # by the store's clock
         found = [
-            QuotaExceeded.of(quota, cost.get(quota.unit, _least(known.limiter, quota.unit)), clock.wall(), wait)
+            QuotaExceeded.of(quota, cost.get(quota.unit, least(quota.unit)), clock.wall(), wait)
             for quota in self._quotas_of(user, self._records.user(user))
         ]
         beyond = [error for error in found if error.missing > 1e-12 * error.limit]
@@ -240,7 +240,7 @@ class Quotas:
     ) -> QuotaExceeded:
         """The same where the store does not answer: this process has used up its share of the user's caps."""
         wait = refused.retry_after if isinstance(refused, RateLimited) else math.inf
-        asked = {one: cost.get(one.unit, _least(known.limiter, one.unit)) for one in self.last(user)}
+        asked = {one: cost.get(one.unit, least(one.unit)) for one in self.last(user)}
         tightest = max(asked, key=lambda one: (one.used + asked[one]) / (one.limit or 1e-9))
         error = QuotaExceeded.of(tightest, asked[tightest], clock.wall(), wait)
         error.args = (f"{error.args[0]}; the store does not answer, and no more than a share is let through",)
@@ -515,10 +515,6 @@ def _units(verdict: Any, missing: float) -> float:
     if units is None:
         raise ValueError(f"a review must return True, False, or a number of units more, not {repr_of(verdict)}")
     return units
-
-
-def _least(limiter: Limiter, unit: str) -> float:
-    return next((limit.default for limit in limiter.limits.get(unit, ()) if limit.default is not None), 0.0)
 
 
 def read_user(user: object) -> str:
