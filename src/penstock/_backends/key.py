@@ -182,8 +182,12 @@ class Key(Caller):
     def close(self, grant: Grant) -> None:
         if not grant.held:
             grant.ended = True
-        elif not grant.ended:
+        elif not grant.ended and not self._free(grant):
             self._let("close", grant)
+
+    def _free(self, grant: Grant) -> bool:
+        states = self.states
+        return self._real is None and isinstance(states, KeyStates) and states.free(self.key, grant)
 
     def postpone(self, grant: Grant, travel: float) -> None:
         self._let("postpone", grant, travel)

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from itertools import islice
 from operator import gt
 from sys import getrefcount
@@ -46,7 +47,7 @@ from penstock._backends.queue import WaitQueue
 from penstock._core.bucket import Bucket
 from penstock._core.meter import Meter
 from penstock._core.places import Places
-from penstock._core.turns import LimitState, fresh_meter
+from penstock._core.turns import LimitState, meter_for
 from penstock._validation import RESERVED, exact_costs, is_plain
 from penstock.limits import Limit
 from penstock.stores.memory import MemoryStore
@@ -118,7 +119,7 @@ class KeyStates:
     """
 
     __slots__ = (
-        "_ageing", "_alike", "_calendars", "_forgotten", "_lent", "_pattern", "_running",
+        "_ageing", "_alike", "_calendars", "_forgotten", "_lent", "_makers", "_pattern", "_running",
         "_states", "_usual", "_weights", "_yields", "call_of", "charges", "clearance", "dead", "fast", "known", "like",
         "limits", "live", "meters", "moving", "new", "old", "plain", "quick", "rates", "shared", "store", "sweep_at",
         "uses",
@@ -142,6 +143,10 @@ class KeyStates:
         self._pattern = None if limits is None else LimitSet(limits, WaitQueue(), None)
         self._states = [] if self._pattern is None else self._pattern.all_states()
         self.meters = [state.meter for state in self._states]  # the states are given those of keys
+        self._makers = [
+            meter.fresh if type(meter) is Bucket else partial(meter_for, state.limit)
+            for state, meter in zip(self._states, self.meters, strict=True)
+        ]
         self._calendars = any(meter.calendar for meter in self.meters)
         self._usual = [state.limit for state in self._states]
         self.fast = like.enforce and bool(self._states) and not any(getattr(each, "ttl", None) for each in self._usual)
@@ -312,9 +317,9 @@ class KeyStates:
         until = now
         for meter, fresh in zip(meters, self.meters, strict=True):
             if type(fresh) is Bucket:
-                packed = meter.pack() if type(meter) is Bucket else meter
-                if packed.__class__ is tuple:
-                    until = max(until, packed[0] / fresh.rate)
+                tat = meter.tat if type(meter) is Bucket else meter[0] if meter.__class__ is tuple else meter
+                if tat > now * fresh.rate:  # it was given something back
+                    until = max(until, tat / fresh.rate)
         if until <= now:
             return  # nothing was given back, so the receipts of before are on the scale of a key that was never seen
         self._forgotten[key] = now, until
@@ -382,7 +387,9 @@ class KeyStates:
             both = zip(_follow(self.meters, now), kept, strict=True)
             return all(meter.idle_as(packed, now) for meter, packed in both)
         if isinstance(kept, list):
-            return not _settled(kept) and all(meter.idle(now) for meter in _follow(kept, now))
+            if self._calendars:
+                _follow(kept, now)
+            return not _settled(kept) and _all_idle(kept, now)
         states = _all(kept)
         usual = self.limits is None or [state.limit for state in states] == self._usual
         meters = _follow([state.meter for state in states], now)
@@ -398,14 +405,10 @@ class KeyStates:
                 if life() is not None:
                     return None
                 self._put_away(life)
-            return self._find_meters(key)
-
-    def _find_meters(self, key: Hashable) -> list[Meter] | None:
-        self._keep_what_moves()
-        while True:
+            if self.moving:
+                self._keep_what_moves()
             meters = self._take_meters(key)
-            if meters is not None:
-                return meters or None
+            return self.meters_of(key) if meters is None else meters or None
 
     def _take_meters(self, key: Hashable) -> list[Meter] | None:
         """Keep what a key has used as meters; none if it has limits of its own; None: it was used in the meantime."""
@@ -415,7 +418,7 @@ class KeyStates:
             return []
         meters = kept
         if not isinstance(kept, list):
-            meters = [fresh_meter(state.limit, meter) for state, meter in zip(self._states, self.meters, strict=True)]
+            meters = [make() for make in self._makers]
             for meter, packed in zip(meters, kept or (), strict=False):
                 meter.unpack(packed)
         live, known, old = self.live, self.known, self.old
@@ -427,6 +430,15 @@ class KeyStates:
         if key in old:
             del old[key]
         return meters
+
+    def free(self, key: Hashable, grant: Grant) -> bool:
+        """Give back the places of a key. None can wait for them, unless its limits are materialised: False then."""
+        assert self.shared is not None, "only then there are keys"
+        try:
+            freed: bool = self.run(key, self.shared._decide, _free, self._states, grant)
+        except Materialised:
+            return False
+        return freed
 
     def run(self, key: Hashable, act: Callable[..., R], *args: Any) -> R:
         """Run `act(*args)`, which decides over the shared limits, while these have the meters of a key."""
@@ -498,6 +510,28 @@ def charge_of(
     return charge
 
 
+def _free(_: WaitQueue, now: float, states: list[LimitState], grant: Grant) -> bool:
+    """Give back places that a grant holds of these limits; False: of others' meters, or in another form."""
+    if grant.binding is not None:
+        return False
+    meters = [state.meter for state in states]
+    for meter, _ in grant.receipts:
+        if meter.held and (type(meter) is not Places or meter not in meters):
+            return False
+    for meter, receipt in grant.receipts:
+        if meter.held:
+            meter.give_back(receipt.amount, receipt, now)
+    grant.ended = True
+    return True
+
+
+def _all_idle(meters: list[Meter], now: float) -> bool:
+    for meter in meters:  # noqa: SIM110 - a generator takes twice as long
+        if not meter.idle(now):
+            return False
+    return True
+
+
 def _all(states: States) -> list[LimitState]:
     return [state for of_unit in states.values() for state in of_unit]
 
@@ -522,14 +556,10 @@ def _packed(meters: list[Meter]) -> Any:
 
 def _settled(meters: list[Meter]) -> bool:
     """Whether there are permits that were settled: these refer to meters, which know what may still be given back."""
-    return max(_references(meters)) > _FROM_ITS_KEY
+    return max(map(getrefcount, meters)) > _FROM_ITS_KEY
 
 
-def _references(meters: list[Meter]) -> list[int]:
-    return [getrefcount(meter) for meter in meters]
-
-
-_FROM_ITS_KEY = _references([Meter()])[0]
+_FROM_ITS_KEY = max(map(getrefcount, [Meter()]))
 """References to a meter that nothing but its key refers to."""
 
 
