@@ -4,7 +4,8 @@
     python benchmarks/places.py --places 10 --latency 20 -n 1
 
 Endless demand from 200 tasks, in virtual time, for ten minutes. A server has so many places, a latency, words by which
-a refusal says that it is for them ("said") or none, and `Retry-After: 1` or none. Counted are 429s per 1,000 requests,
+a refusal says that it is for them ("said") or none, and a `Retry-After` or none: of a minute where there are words, as
+LiteLLM's proxy has it, and of a second where there are none. Counted are 429s per 1,000 requests,
 and the share of the places that was taken, after the first minute or the first five answers of a place.
 """
 
@@ -62,7 +63,7 @@ class Result:
     learned: str
 
 
-def run(places: int, latency: float, *, said: bool, hint: bool, seed: int, later: int | None = None) -> Result:
+def run(places: int, latency: float, *, said: bool, hint: int | None, seed: int, later: int | None = None) -> Result:
     """Ten minutes of one server; in its second half it has `later` places, unless None."""
     random = Random(seed)
     found: list[Result] = []
@@ -101,7 +102,7 @@ def run(places: int, latency: float, *, said: bool, hint: bool, seed: int, later
 
 
 async def _ask(
-    endpoint: DiscoveredEndpoint, server: Server, latency: float, random: Random, *, said: bool, hint: bool
+    endpoint: DiscoveredEndpoint, server: Server, latency: float, random: Random, *, said: bool, hint: int | None
 ) -> None:
     """One request, sent again until it is answered."""
     costs = {"requests": 1.0}
@@ -120,7 +121,7 @@ async def _ask(
             permit.close()
             return
         server.refused += 1
-        headers = {"retry-after": "1"} if hint else {}
+        headers = {} if hint is None else {"retry-after": str(hint)}
         await anyio.sleep(0.01)
         endpoint.answered(sent, 429, read(headers, 429, wall=clock.wall()))
         endpoint.refused(sent, judge(429, WORDS if said else b"", headers))
@@ -137,13 +138,15 @@ def main() -> None:
     print("| places | latency | said | Retry-After | 429s per 1,000 | most | used | least | learned |")
     print("|---|---|---|---|---|---|---|---|---|")
     cells = itertools.product(
-        given.places or (3, 10, 50), given.latency or (0.5, 2.0, 20.0), (True, False), (True, False)
+        given.places or (3, 10, 50),
+        given.latency or (0.5, 2.0, 20.0),
+        ((True, 60), (True, None), (False, 1), (False, None)),
     )
-    for places, latency, said, hint in cells:
+    for places, latency, (said, hint) in cells:
         results = [run(places, latency, said=said, hint=hint, seed=seed) for seed in range(given.n)]
         refused, used = [each.refused for each in results], [100 * each.used for each in results]
         print(
-            f"| {places} | {latency:g} s | {'yes' if said else 'no'} | {'1' if hint else 'no'} "
+            f"| {places} | {latency:g} s | {'yes' if said else 'no'} | {hint or 'no'} "
             f"| {sum(refused) / given.n:.1f} | {max(refused):.1f} | {sum(used) / given.n:.1f} % | {min(used):.1f} % "
             f"| {results[0].learned} |",
             flush=True,

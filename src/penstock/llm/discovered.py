@@ -142,6 +142,7 @@ class DiscoveredEndpoint(Endpoint):
         self._lock = lock
         self._units = estimates
         self._places = Places()
+        self._places_since = -math.inf
         self._room: float = UNTOLD
         estimates["requests"].search(UNKNOWN, clock.now(), at_once=1.0)
 
@@ -293,7 +294,10 @@ class DiscoveredEndpoint(Endpoint):
         """The service says that a limit is used up: one that was told, or one that is hidden."""
         with self._lock:
             now = clock.now()
-            before, others, info = self._places.most, self._others(request), verdict.info
+            before, info = self._places.most, verdict.info
+            # Those that left as one bunch arrive in any order: each of them may have been there before this one.
+            is_of_bunch = before is None or (request.left_at or 0.0) <= self._places_since
+            others = self._others(request, now if is_of_bunch else None)
             said = info.unit == "in_flight"
             explained = not said and self._explained(request, verdict, now)
             for_places = not explained and self._places.refused(others, said=said, named=info.limit if said else None)
@@ -302,10 +306,13 @@ class DiscoveredEndpoint(Endpoint):
                     estimate.begin_again(now)
             elif not for_places and not explained and self._answered:  # before, it could be measured from nothing
                 self._measure(request, verdict, now)
-            places = None if self._places.most == before else self._at_most()
+            places = None
+            if self._places.most != before:
+                places, self._places_since = self._at_most(), now
         if places is not None:
             self._learner.reconfigure(calls=places)
-        if not for_places or not others or verdict.wait is not None:  # or else it is over when one of the others is
+        # A place is free when one of the others is over, whatever some services say of that, as the end of a minute.
+        if not for_places or not others or (verdict.wait is not None and not said):
             super().refused(request, verdict)
 
     def _measure(self, request: RequestInFlight, verdict: Verdict, now: float) -> None:

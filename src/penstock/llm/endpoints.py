@@ -88,11 +88,11 @@ class RequestInFlight:
     is_refused: bool = False
     report: Report | None = None
 
-    def was_under_way(self, moment: float) -> bool:
-        """Whether the server worked on it at a moment, or may have."""
-        if self.left_at is None or self.left_at > moment or self.is_refused:
+    def was_under_way(self, first: float, last: float) -> bool:
+        """Whether the server may have worked on it between two moments."""
+        if self.left_at is None or self.left_at > last or self.is_refused:
             return False
-        return not self.permit.ended or (self.answered_at is not None and self.answered_at > moment)
+        return not self.permit.ended or (self.answered_at is not None and self.answered_at > first)
 
     def over(self) -> None:
         """Tell the listener that it is over."""
@@ -284,10 +284,11 @@ class Endpoint:
             under_way.popleft()
         under_way.append(request)
 
-    def _others(self, request: RequestInFlight) -> int:
-        """How many were under way when a request left."""
-        moment = clock.now() if request.left_at is None else request.left_at
-        return sum(each.was_under_way(moment) for each in self._under_way if each is not request)
+    def _others(self, request: RequestInFlight, until: float | None = None) -> int:
+        """How many were under way when a request left, or from then on until a moment."""
+        first = clock.now() if request.left_at is None else request.left_at
+        last = first if until is None else until
+        return sum(each.was_under_way(first, last) for each in self._under_way if each is not request)
 
     def _charge_server(self, request: RequestInFlight, now: float) -> None:
         """What the server will charge, once the request is there."""
