@@ -47,8 +47,8 @@ class _MixedRequest(Request):
 
     binding: _MixedBinding
 
-    def __init__(self, binding: Any, *terms: Any) -> None:
-        super().__init__(binding, *terms)
+    def __init__(self, binding: Any, *options: Any) -> None:
+        super().__init__(binding, *options)
         self.binding = binding
         self.arrived = clock.now()
         self.of_places: Request | None = None

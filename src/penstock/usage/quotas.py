@@ -37,8 +37,8 @@ from penstock.usage.quota import Quota, QuotaExceeded
 from penstock.usage.quota_records import Records, period_of
 from penstock.usage.reviews import Review, UserRecord
 
-Verdict = bool | float | None
-Reviewer = Callable[[QuotaExceeded], Verdict | Awaitable[Verdict]]
+ReviewAnswer = bool | float | None
+Reviewer = Callable[[QuotaExceeded], ReviewAnswer | Awaitable[ReviewAnswer]]
 GivenCaps = Mapping[str, CapLike | list[CapLike] | tuple[CapLike, ...]]
 
 _LOOK_AGAIN = 5.0
@@ -248,14 +248,14 @@ class Quotas:
 
     # Reviews
 
-    def _note(self, error: QuotaExceeded, verdict: Verdict) -> bool:
-        """Record a verdict, or with None that one is wanted; return whether the call may try again."""
-        allowed = _units(verdict, error.missing)
+    def _note(self, error: QuotaExceeded, answer: ReviewAnswer) -> bool:
+        """Record what a review answered, or with None that one is wanted; return whether the call may try again."""
+        allowed = _units(answer, error.missing)
         by = "" if self.review == "queue" else str(getattr(self.review, "__name__", "function"))
 
         def put(record: UserRecord) -> UserRecord:
             now = clock.wall()
-            return record.asked(error, now) if verdict is None else record.decided_at_once(error, allowed, by, now)
+            return record.asked(error, now) if answer is None else record.decided_at_once(error, allowed, by, now)
 
         review = self._records.change_user(error.user, put).reviews[-1]
         if allowed:
@@ -449,10 +449,10 @@ class _Charge:
                 error = await to_thread.run_sync(quotas._refusal, user, self._cost, known, found)
             if error is not None:
                 try:
-                    verdict = self._verdict(error)
-                    if inspect.isawaitable(verdict):
-                        verdict = await verdict
-                    if not await to_thread.run_sync(quotas._note, error, verdict):
+                    answer = self._answer_to(error)
+                    if inspect.isawaitable(answer):
+                        answer = await answer
+                    if not await to_thread.run_sync(quotas._note, error, answer):
                         raise error
                 finally:
                     del error  # its traceback refers to this frame: no cycle
@@ -471,14 +471,14 @@ class _Charge:
                 error = quotas._refusal(user, self._cost, known, found)
             if error is not None:
                 try:
-                    verdict = self._verdict(error)
-                    if inspect.isawaitable(verdict):
-                        if inspect.iscoroutine(verdict):
-                            verdict.close()  # or Python warns that nobody awaited it
+                    answer = self._answer_to(error)
+                    if inspect.isawaitable(answer):
+                        if inspect.iscoroutine(answer):
+                            answer.close()  # or Python warns that nobody awaited it
                         raise ValueError(
                             "review= is an async function, and a thread cannot wait for it: use `async with`"
                         )
-                    if not quotas._note(error, verdict):
+                    if not quotas._note(error, answer):
                         raise error
                 finally:
                     del error
@@ -487,7 +487,7 @@ class _Charge:
     def __exit__(self, kind: object, error: object, trace: object, /) -> None:
         """Nothing is held. What was charged stays charged."""
 
-    def _verdict(self, error: QuotaExceeded) -> Any:
+    def _answer_to(self, error: QuotaExceeded) -> Any:
         """What the review says of a refused call, perhaps to be awaited; None: it goes to the queue."""
         review = self._quotas.review
         try:
@@ -505,15 +505,15 @@ class _Charge:
         )
 
 
-def _units(verdict: Any, missing: float) -> float:
-    """How many units more a verdict allows."""
-    if verdict is None or verdict is False:
+def _units(answer: Any, missing: float) -> float:
+    """How many units more the answer of a review allows."""
+    if answer is None or answer is False:
         return 0.0
-    if verdict is True:
+    if answer is True:
         return missing
-    units = amount(verdict)
+    units = amount(answer)
     if units is None:
-        raise ValueError(f"a review must return True, False, or a number of units more, not {repr_of(verdict)}")
+        raise ValueError(f"a review must return True, False, or a number of units more, not {repr_of(answer)}")
     return units
 
 
