@@ -228,7 +228,7 @@ def test_what_cannot_be_adapted_is_refused(tmp_path):
     with pytest.raises(ValueError, match="has no Rate to adapt"):
         Adaptive(Limiter(calls=in_flight(3)))
     shared = Limiter(requests=per_second(1), name="x", store=SQLiteStore(tmp_path / "limits.db"))
-    with pytest.raises(ValueError, match="its limits are everybody's"):
+    with pytest.raises(ValueError, match="its limits are those of all processes"):
         Adaptive(shared)
     with pytest.raises(TypeError, match=r"Adaptive\(on=3\): an exception type, a tuple of them, or a function"):
         Adaptive(one, on=3)

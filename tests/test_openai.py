@@ -162,7 +162,7 @@ def test_a_cost_that_would_have_to_be_awaited_is_refused():
 
 @pytest.mark.parametrize("thing", [None, object(), SimpleNamespace(_client=None, copy=None)], ids=repr)
 def test_what_is_no_client_of_an_sdk_is_refused_with_what_is_needed(thing):
-    with pytest.raises(TypeError, match=r"openai.AsyncOpenAI.*penstock\[openai\]"):
+    with pytest.raises(TypeError, match=r"openai.AsyncOpenAI.*enter a Limiter around its calls"):
         penstock.openai.limit_client(thing)
 
 

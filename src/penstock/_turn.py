@@ -63,8 +63,8 @@ class turn:  # noqa: N801 - it reads as a word: with turn(priority=10)
         with penstock.turn(priority=10, flow="alice", max_wait=5):
             reply = await client.chat.completions.create(...)
 
-    Blocks nest: an inner one refines what it names, and leaves the rest. What a call says itself goes first. One object
-    may be entered many times, by several tasks and threads at once too: `URGENT = turn(priority=10)`.
+    Blocks nest: an inner one changes what it names, and leaves the rest. Arguments of a call itself go first. One
+    object may be entered many times, by several tasks and threads at once too: `URGENT = turn(priority=10)`.
 
     Args:
         priority: A whole number; higher goes first.

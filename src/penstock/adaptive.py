@@ -51,8 +51,8 @@ class Adaptive(SharedState):
         on: Which errors say that the server is overloaded: exception types, or a function of the error that says True
             or False. None: only `overloaded()` does.
         cut: The share of the rates that is left after a cut; above 0, below 1.
-        cooldown: How long after a cut there is no other: about as long as a call takes. Seconds or a `timedelta`, 0 or
-            more.
+        cooldown: How long after a cut no other cut is made: about as long as a call takes. Seconds or a `timedelta`, 0
+            or more.
         grow: Share of the promise that is regained per second of use; above 0.
         floor: Share of the promise that is always left; above 0, at most 1.
 
@@ -89,7 +89,7 @@ class Adaptive(SharedState):
         self._on = on
         if not isinstance(limiter.store, MemoryStore):
             raise ValueError(
-                f"{repr_of(limiter)} lives in a shared store: its limits are everybody's. "
+                f"{repr_of(limiter)} lives in a shared store: its limits are those of all processes. "
                 "Adapt a limiter of this process, joined to nothing"
             )
         if limiter.joint:

@@ -130,7 +130,7 @@ class RateLimited(PenstockError):  # noqa: N818
 
 
 class QueueFull(RateLimited):
-    """As many calls wait as `max_queue` allows, so this one was not let into the queue."""
+    """As many calls wait as `max_queue` allows, so this one was refused."""
 
 
 class WouldBlockEventLoop(PenstockError, RuntimeError):  # noqa: N818

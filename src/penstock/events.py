@@ -201,7 +201,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Paused:
-    """No call gets through for so many seconds, or none that costs one of `units`, if any are named."""
+    """No call gets through for `seconds`, or none that costs one of `units`, if any are named."""
 
     limiter: str | None
     seconds: float

@@ -67,9 +67,9 @@ def limit_http_client(
 ) -> C:
     """A copy of an httpx or httpx2 client, sync or async, whose requests keep limits. The given one is not changed.
 
-    A request waits for its turn before it is sent; no timeout of the client sees that wait. When a server answers with
-    429, all calls under that limiter wait once, for as long as it says, and the request is sent again, unless its body
-    is a stream. So they do after a 403 that names a limit, as GitHub's, and a 503 with `Retry-After`. Where the
+    A request waits for its turn before it is sent; the client's timeouts do not count that wait. When a server answers
+    with 429, all calls under that limiter wait once, for as long as it says, and the request is sent again, unless its
+    body is a stream. So they do after a 403 that names a limit, as GitHub's, and a 503 with `Retry-After`. Where the
     server's headers show less than the limiter has, the limiter is lowered to that.
 
     Args:

@@ -73,11 +73,11 @@ class Limiter:
         Limiter(requests=per_minute(3_500), tokens=["90k/min", "2M/day"], calls=in_flight(64))
 
     `limiter(tokens=5)` is an async context manager, a context manager for threads, and a decorator; `limiter` by itself
-    is the same with nothing given. `requests`, and a unit whose limit is `in_flight`, cost 1 unless given.
+    is a call with the default costs. `requests`, and a unit whose limit is `in_flight`, cost 1 unless given.
 
-    **Order.** Higher `priority` first; a waiter rises one level for every `ageing` seconds. Within a level flows share
-    by dominant-resource fairness; within a flow it is first come, first served. A later call passes an earlier one only
-    where that cannot delay it.
+    **Order.** Higher `priority` first; a waiter's priority rises by one for every `ageing` seconds. Within a priority
+    flows share by dominant-resource fairness; within a flow it is first come, first served. A later call passes an
+    earlier one only where that cannot delay it.
 
     **Sharing.** A limiter may be made at import time and used in any number of event loops, of asyncio and trio, and
     threads, at the same time. **Cancellation** at any await charges nothing; the next in the queue moves up. A call
@@ -86,16 +86,16 @@ class Limiter:
     Args:
         limits: Per unit a `Limit`, a string such as "90k/min", or a list of them. By keyword, or as one mapping: for
             units whose names are keywords here, and for type checkers.
-        name: What it is called in errors and events. In one store, limiters of one name share their state, which
-            outlives them until it is whole again.
+        name: The name in errors and events. Limiters of one name in one store share their state. It stays until all
+            their limits are full again, even when no limiter of that name exists any more.
         store: Where the state lives; this process unless given.
-        max_queue: How many may wait, 0 or more; `QueueFull` beyond that. None: any number.
-        ageing: Seconds in the queue, above 0, after which a waiter rises one level; `math.inf`: never.
+        max_queue: Most calls that may wait, 0 or more; `QueueFull` beyond that. None: any number.
+        ageing: Seconds in the queue, above 0, after which a waiter's priority rises by one; `math.inf`: never.
         flow_weights: Weights of flows, above 0; 1 unless given. A flow of weight 2 gets twice the share.
-        enforce: False lets everything through, charges it, and counts what would have waited, or could never have gone:
-            a rehearsal. `on_event` then gets `Refused`, and after it `Granted`.
-        on_event: A function that is called with a frozen record (`penstock.events`) of everything that happens.
-        lease: With a shared store: seconds or a timedelta, above 0, for which a process may hold quota and grant out of
+        enforce: False is a rehearsal: all calls go through and are charged; `statistics().would_refuse` counts those
+            that would have waited, or could never go. `on_event` then gets `Refused`, and after it `Granted`.
+        on_event: A function that is called with a frozen record (`penstock.events`) of each event.
+        lease: With a shared store: seconds or a timedelta, above 0, for which a process may hold quota and grant from
             it by itself.
 
     Raises:
@@ -201,7 +201,7 @@ class Limiter:
         Args:
             given: What to decorate, in the form `@limiter`; or the cost as one mapping, `limiter({"tokens": 5})`.
             settle: In a decorator: a function of the result that returns the true cost, as `{"tokens": 123}`, or None
-                to leave the charge as it is. What goes wrong in it is logged, and the result reaches the caller.
+                to leave the charge as it is. If it raises, the error is logged and the caller gets the result.
             max_wait: Longest wait, in seconds or as a timedelta, 0 or more. A longer one is refused at once.
             priority: A whole number; higher goes first.
             flow: The flow that the call belongs to.
@@ -367,9 +367,9 @@ class Limiter:
         return permit
 
     async def refresh(self) -> None:
-        """Ask a shared store how things stand, for `statistics` and `forecast` to show.
+        """Ask a shared store for its state, which `statistics` and `forecast` then show.
 
-        In this process they always know.
+        A limiter of this process is always up to date.
 
         Raises:
             StoreError: It does not answer.
@@ -424,7 +424,7 @@ class Limiter:
             units: Only calls that cost one of these. Default: all.
 
         Raises:
-            ValueError: `seconds` is no such length. UnknownUnit: The limiter has no such unit.
+            ValueError: `seconds` is negative or not finite. UnknownUnit: The limiter has no such unit.
         """
         length = read_pause(seconds)
         self._backend.plan().check(units)
@@ -472,13 +472,13 @@ class Limiter:
     ) -> None:
         """Say what the server says is left now. Only ever lowers a level; raising it would break what was promised.
 
-        Where a unit has several limits, it is taken for the one that holds least at once. To reconcile with the answer
-        to a certain call, use `permit.observe`, which knows what was sent since.
+        If a unit has several limits, the number is taken for the one with the smallest capacity. To reconcile with the
+        answer to a certain call, use `permit.observe`, which knows what was sent since.
 
         Args:
             remaining: Units left, per unit.
             reset: Seconds until the limit is whole again, per unit; used where `remaining` does not name the unit, and
-                of rates only. More than an empty one takes means that nothing is left.
+                of rates only. If it is longer than an empty limit needs, nothing is left.
 
         Raises:
             UnknownUnit: The limiter has no such unit.

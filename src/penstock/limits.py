@@ -68,7 +68,7 @@ class Limit(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """So much per period, continuously refilled: a token bucket.
+    """`amount` units per period, continuously refilled: a token bucket.
 
     Args:
         amount: Units per period; above 0.
@@ -166,7 +166,7 @@ class Sliding:
 
 @dataclass(frozen=True, slots=True)
 class Calendar:
-    """So much per period of the calendar in a time zone, or per window of a length. Made by `calendar()`."""
+    """`amount` units per period of the calendar in a time zone, or per window of a length. Made by `calendar()`."""
 
     amount: float
     period: Period | float
@@ -211,7 +211,7 @@ class Calendar:
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """So many at the same time. Made by `in_flight()`."""
+    """At most `amount` places at the same time. Made by `in_flight()`."""
 
     amount: float
     ttl: float | None = None
@@ -302,7 +302,7 @@ def calendar(
 ) -> Calendar:
     """`amount` units in each minute, hour, day, week (from Monday) or month of the time zone `tz`.
 
-    Or in each window of so many seconds, which begin at multiples of their length since 1970. A day has 23 or 25 hours
+    Or in each window of `period` seconds, which begin at multiples of their length since 1970. A day has 23 or 25 hours
     when the clocks change. Like every fixed window it lets twice the amount pass around the moment when one period ends
     and the next begins.
 

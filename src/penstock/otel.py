@@ -144,7 +144,8 @@ class Telemetry:
         The limiter is not kept alive by this; when it is gone, so are its gauges.
 
         Args:
-            limiter: The limiter. A limiter of `Keyed` would make one series for each key: watch those you can count.
+            limiter: The limiter. Each limiter of a `Keyed` is a series of its own: watch only a small, fixed set of
+                keys.
             name: What it is called in the attribute `penstock.limiter.name`; its own name unless given.
         """
         number = id(limiter)
@@ -169,8 +170,8 @@ class Telemetry:
     def gen_ai(self, provider: str, *, operation: str = "chat", model: str | None = None) -> Callable[[_F], _F]:
         """Make a layer that records a span and metrics of each call of a model, by the conventions for generative AI.
 
-        Tokens are read off the result's `usage`, and the answering model off its `model`. What cannot be read is left
-        out, and never costs the result.
+        Tokens are read from the result's `usage`, and the answering model from its `model`. What cannot be read is left
+        out; the caller always gets the result.
 
         Args:
             provider: `gen_ai.provider.name`: "openai", "anthropic", "gcp.gemini"…

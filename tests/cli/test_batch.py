@@ -91,7 +91,7 @@ def test_an_interrupted_run_by_the_batch_api_ends_at_once(folder, monkeypatch, c
         ),
         (["run", "in.jsonl", "-o", "out.jsonl", "--cancel"], "--cancel ends the batches of an earlier run"),
         ([*BATCH, "--cancel", "--overwrite"], "give --via batch too, and leave --overwrite out"),
-        ([*BATCH, "--simulate", "--base-url", "http://127.0.0.1:9/v1"], "--simulate brings a server of its own"),
+        ([*BATCH, "--simulate", "--base-url", "http://127.0.0.1:9/v1"], "--simulate starts a server of its own"),
         (
             ["run", "in.jsonl", "-o", "out.jsonl", "--simulate", "--store", "sqlite:x.db"],
             "--store shares the limits of a server that is not simulated",

@@ -267,7 +267,7 @@ RUN = ["run", "in.jsonl", "-o", "out.jsonl"]
         ),
         (
             [*RUN, "--simulate", "--base-url", "http://x/v1"],
-            "--simulate brings a server of its own: leave --base-url and --api-key-env out",
+            "--simulate starts a server of its own: leave --base-url and --api-key-env out",
         ),
         (
             [*RUN, "--base-url", "localhost:8000"],
@@ -279,7 +279,7 @@ RUN = ["run", "in.jsonl", "-o", "out.jsonl"]
         ([*RUN, "--base-url", "http://a b/v1"], "--base-url: 'http://a b/v1' is not the address of a server"),
         (
             [*RUN, "--base-url", "http://x/v1#a"],
-            "--base-url: 'http://x/v1#a' goes on with a #, which no server is ever sent",
+            "--base-url: 'http://x/v1#a' has a #, and what follows it is never sent",
         ),
         ([*RUN, "--header", "nonsense"], "--header: cannot read 'nonsense': write it like 'X-Team: search'"),
         ([*RUN, "--header", "a: $NOWHERE"], "--header: NOWHERE, which a names, is not set"),
@@ -432,7 +432,7 @@ def test_a_folder_of_others_is_named_with_what_cannot_be_put_there(folder, monke
         (folder / "theirs/out.jsonl").touch()
     monkeypatch.setattr(os, "access", lambda path, _: Path(path) != Path("theirs"))
     said = refused(capsys, ["run", "in.jsonl", "-o", "theirs/out.jsonl", "--simulate"])
-    assert said == f"cannot write theirs/{named}: the folder theirs is not ours to write to"
+    assert said == f"cannot write theirs/{named}: no permission to write in the folder theirs"
 
 
 def test_a_mistake_of_our_own_is_one_line_too(folder, monkeypatch, capsys):

@@ -123,7 +123,7 @@ FORM = 'write it like {"gpt-4o": {"requests": "500/min", "tokens": "30k/min"}, "
         ("l.json", '{"m": {"requests": 500}}', "l.json: 'm': requests: a limit is read from a string such as"),
         ("l.json", '{"m": {"requests": []}}', "l.json: 'm': requests: a limit is read from a string such as"),
         ("l.json", '{"m": {"requests": null}}', "l.json: 'm': requests: a limit is read from a string such as"),
-        ("l.json", '{"m": {"requests": "unlimited"}}', "l.json: 'm': requests: a unit that is unlimited is left out"),
+        ("l.json", '{"m": {"requests": "unlimited"}}', "l.json: 'm': requests: leave out a unit that is unlimited"),
         ("l.json", '{"m": {"dollars": "5/min"}}', "l.json: 'm': 'dollars' is not counted; there are requests, tokens"),
         ("l.json", '{"m": {}}', "l.json: 'm': it needs limits by unit, or \"auto\", and not {}"),
         ("l.json", '{"m": 5}', "l.json: 'm': it needs limits by unit, or \"auto\", and not 5"),

@@ -44,12 +44,12 @@ def test_a_file_may_hold_them_too(made, tmp_path):
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        ("60/min window sliding", "either slides or does not"),
+        ("60/min window sliding", "write window or sliding, not both"),
         ("60/min burst 5 window", "has no burst of its own"),
         ("60/min window burst 5", "has no burst of its own"),
         ("60/min sliding burst 5", "has no burst of its own"),
         ("60/min sliding hidden burst 5", "has no burst of its own"),
-        ("unlimited hidden", "left out"),
+        ("unlimited hidden", "leave out"),
         ("window", "window"),
         ("60/min bogus", "bogus"),
     ],

@@ -365,7 +365,9 @@ def test_a_folder_that_becomes_read_only_is_said_and_no_answer_is_lost(folder):
         assert len(names_in(folder / "ours/out.jsonl")) == 100
         again = subprocess.run(command, env=environment, timeout=180, check=False, **options)
         assert again.returncode == 2
-        assert again.stderr == "penstock: cannot write ours/out.summary.json: the folder ours is not ours to write to\n"
+        assert (
+            again.stderr == "penstock: cannot write ours/out.summary.json: no permission to write in the folder ours\n"
+        )
         assert server.statistics().admitted == 100
 
 

@@ -254,7 +254,7 @@ async def clock_passes(seconds):
 @pytest.mark.parametrize(
     ("url", "headers", "message"),
     [
-        ("http://host/v1#a", {}, "goes on with a #, which no server is ever sent"),
+        ("http://host/v1#a", {}, "has a #, and what follows it is never sent"),
         *((url, {}, "is not the address of a server; write it like http://")
           for url in ("nowhere", "", "ftp://x", "http://", "http://x:99999/v1", "http://a b/v1", "http://[::1")),
         ("http://x/v1", {"a b": "c"}, "no header is called 'a b'"),

@@ -38,8 +38,8 @@ class Batcher(OfThisProcess, Generic[Item, Entry]):
 
     Without `limiter`, a batch goes as soon as it is full, or `max_delay` after its oldest item came. With `limiter`,
     every call of `send` is charged there, and the batch goes as soon as the limiter lets its first item go: with all
-    items that can go by then, up to what the limiter can hold at once. So few requests and tokens to spare make large
-    batches; where tokens are short, batches are small, and waste nothing.
+    items that can go by then, up to what the limiter can hold at once. So batches are large where requests are scarce,
+    and small where tokens are.
 
     `send` runs in a copy of the context of the caller that opened the batch, and under no caller's deadline.
 

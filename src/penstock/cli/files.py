@@ -158,7 +158,8 @@ def check_files(
     if not out.parent.is_dir():
         raise Fault(f"cannot write {out}: the folder {out.parent} is not there")
     if summary is not None and not os.access(summary.parent, os.W_OK):
-        raise Fault(f"cannot write {summary if out.exists() else out}: the folder {out.parent} is not ours to write to")
+        written = summary if out.exists() else out
+        raise Fault(f"cannot write {written}: no permission to write in the folder {out.parent}")
     return Targets(out, errors, summary, journal)
 
 
@@ -176,7 +177,7 @@ def check_place(path: Path, option: str) -> None:
     if not folder.is_dir():
         raise Fault(f"cannot write {path}: the folder {folder if path.is_symlink() else path.parent} is not there")
     if not path.exists() and not os.access(folder, os.W_OK):
-        raise Fault(f"cannot write {path}: the folder {path.parent} is not ours to write to")
+        raise Fault(f"cannot write {path}: no permission to write in the folder {path.parent}")
 
 
 def _may_be_a_database(path: Path) -> bool:

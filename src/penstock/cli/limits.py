@@ -59,7 +59,7 @@ def _rate_or_window(text: Any) -> _limits.Limit:
     kind = _WINDOWS.get(word)
     limit = _limits.parse(text if kind is None else written)
     if not isinstance(limit, _limits.Rate):
-        raise ValueError("a unit that is unlimited is left out")
+        raise ValueError("leave out a unit that is unlimited")
     return limit if kind is None else kind(limit.amount, limit.per)
 
 

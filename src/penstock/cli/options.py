@@ -104,7 +104,7 @@ def _address(given: str | None) -> str:
             f"{where}: it holds a name or a password, which everybody on the machine sees: give a --header instead"
         )
     if "#" in address:
-        raise Fault(f"{where}: {address!r} goes on with a #, which no server is ever sent: end it there")
+        raise Fault(f"{where}: {address!r} has a #, and what follows it is never sent: leave it out")
     return address
 
 
@@ -119,7 +119,7 @@ def _credentials(address: str, variable: str | None) -> dict[str, str]:
         if key:
             _sendable(key, name)
             if " " in key:
-                raise Fault(f"{name} holds characters that no key has: look at how it was exported")
+                raise Fault(f"{name} holds characters that no key has: check how it was exported")
             return {"api-key": key} if is_azure else {"authorization": f"Bearer {key}"}
     if variable is None and _is_near(host):
         return {}
@@ -128,7 +128,7 @@ def _credentials(address: str, variable: str | None) -> dict[str, str]:
 
 def _sendable(value: str, where: str) -> str:
     if not value.isascii() or not value.isprintable():
-        raise Fault(f"{where} holds characters that no key has: look at how it was exported")
+        raise Fault(f"{where} holds characters that no key has: check how it was exported")
     return value
 
 

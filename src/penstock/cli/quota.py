@@ -121,7 +121,7 @@ def set_caps(
 ) -> int:
     """Give a user caps of their own. Running programs apply them from the next call on."""
     if default == bool(caps):
-        raise Fault("give caps for the user, such as requests=100/day, or --default to take their own caps back")
+        raise Fault("give caps for the user, such as requests=100/day, or --default to remove the user's own caps")
     wanted: dict[str, Any] = {}
     for text in caps or ():
         unit, equals, cap = text.partition("=")

@@ -109,13 +109,13 @@ def _check(options: RunOptions) -> None:
     """See that the options go together, as far as they tell it by themselves."""
     limits, account, store, via = options.limits, options.account, options.store, options.via
     if options.simulate and (options.base_url or options.api_key_env):
-        raise Fault("--simulate brings a server of its own: leave --base-url and --api-key-env out")
+        raise Fault("--simulate starts a server of its own: leave --base-url and --api-key-env out")
     if store is not None and options.simulate:
         raise Fault("--store shares the limits of a server that is not simulated: leave one of the two out")
     if options.cancel and (via != "batch" or options.overwrite):
         raise Fault("--cancel ends the batches of an earlier run: give --via batch too, and leave --overwrite out")
     if via == "batch" and options.ledger is not None:
-        raise Fault("--ledger writes down what is sent row by row: leave it out with --via batch")
+        raise Fault("--ledger records what is sent row by row: leave it out with --via batch")
     if via == "batch" and (store is not None or options.shard is not None):
         raise Fault("--via batch takes whole files and has a quota of its own: leave --store and --shard out")
     if via == "batch" and (limits is not None or account is not None):

@@ -110,9 +110,9 @@ def _limit(text: Any) -> Any:
         kinds.add(words.pop())
     limit = parse(" ".join(words) if words else text)
     if {"window", "sliding"} <= kinds:
-        raise ValueError(f"{text.strip()!r}: a window either slides or does not")
+        raise ValueError(f"{text.strip()!r}: write window or sliding, not both")
     if not isinstance(limit, Rate):
-        raise ValueError("a unit that is unlimited is left out")
+        raise ValueError("leave out a unit that is unlimited")
     if kinds & {"window", "sliding"}:
         kind: Any = simulator.Window if "window" in kinds else sliding
         limit = kind(limit.amount, limit.per)

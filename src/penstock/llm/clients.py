@@ -101,9 +101,9 @@ def limit_client(
     """Make a client like `client`, of the same type, that keeps the limits. The given one is not changed.
 
     Every request is charged before it is sent, whatever endpoint it is for: streams, and the retries of the SDK, too.
-    It waits for its turn; neither timeouts of the SDK nor its retries see that wait. When the service says "not now",
-    all requests wait once, for as long as it says, and the request is sent again. When it says "never" (no money left,
-    too large a request), the error comes at once: the SDK does not retry it.
+    It waits for its turn; the SDK's timeouts and retries do not count that wait. When the service says "not now", all
+    requests wait once, for as long as it says, and the request is sent again. When it says "never" (no money left, too
+    large a request), the error comes at once: the SDK does not retry it.
 
     A request that would wait longer than `max_wait` is not sent, and fails with the SDK's own error for a rate limit;
     one that can never fit, or has a cost that is wrong, with its error for a bad request. They are in the form of that
@@ -116,9 +116,9 @@ def limit_client(
         limits: A `Limiter` for all of its requests together; its units may be `requests`, `tokens`, `input_tokens`,
             `output_tokens`, `images`, and one for places in flight. Output is estimated, and settled when the answer
             says what it used. Or a function of the (HTTP) request that returns one, such as
-            `lambda request: org & per_user[user.get()]`. Or "auto", the default: per model, learned from the answers.
-            One request is then in flight until the first answer has come. Clients of one address and key share what
-            they learn.
+            `lambda request: org & per_user[user.get()]`. Or "auto", the default: per model, or per deployment of
+            Azure's, learned from the answers. One request is then in flight until the first answer has come. Clients of
+            one address and key share what they learn.
         tier: Instead of `limits`: the limits published for a usage tier, per model; "tier-1" to "tier-5".
         account: Instead of `limits`: the limits of the early guide for an account, per model; see
             `penstock.openai.limits`.
@@ -155,8 +155,8 @@ def limit_client(
     if limited is None:
         raise TypeError(
             "limit_client needs a client of an SDK that sends through httpx, such as openai.AsyncOpenAI(), "
-            f"or an httpx client, not {type(client).__qualname__}; "
-            "what it needs comes with pip install 'penstock[openai]' openai"
+            f"or an httpx client, not {type(client).__qualname__}: for another HTTP library, "
+            "enter a Limiter around its calls"
         )
     return limited
 

@@ -21,8 +21,8 @@ class Budget(SharedState):
     `Budget.tokens(...)` (the AWS SDKs' scheme): a pot of tokens. Retries take tokens out, and successes put tokens
     back.
 
-    Without a budget an outage multiplies the load on the service by `attempts`, right when it can bear it least. When a
-    budget is spent, errors go to the caller at once, with a note that says so.
+    Without a budget an outage multiplies the load on the service by `attempts`. When a budget is spent, errors go to
+    the caller at once, with a note that says so.
 
     A copy of a budget is the budget itself. It cannot be pickled: it counts the calls of one process.
 

@@ -32,7 +32,7 @@ class Retry(RetrySettings):
     Args:
         on: Which errors are worth another attempt; there is no default. Exception types, or a function of the error
             that returns False (give up), True (retry) or a span of time (retry after exactly that, or after the
-            server's hint if that is longer). Of an exception group every leaf must be worth it.
+            server's hint if that is longer). An exception group is retried only if every exception in it would be.
         attempts: How many attempts there are at most, the first included, 1 or more; None for any number.
         within: The time from the start of the call after which no attempt starts, and which no wait passes; above 0,
             None for no bound. It does not cut a running attempt: `attempt_timeout` does.
@@ -50,9 +50,10 @@ class Retry(RetrySettings):
             if `on` says so. Async only. Of an async generator, and of a context manager, it bounds the wait for the
             first item: one that keeps a task group or a cancel scope open over that item cannot be bounded so (PEP
             789).
-        on_event: Called with each record of `penstock.events` as it happens. Its errors are logged and go no further.
+        on_event: Called with each record of `penstock.events` as it happens. If it raises, the error is logged and the
+            call goes on.
         nested: Retry even inside another policy's attempt. By default an inner policy makes one attempt and leaves the
-            rest to the outer one: 3 attempts of 3 attempts each are 9 calls.
+            others to the outer one: 3 attempts of 3 attempts each would be 9 calls.
         random: Draws a number from [0, 1), for jitter; by default from the system, whatever the program seeds.
 
     The deadline of enclosing anyio or trio cancel scopes is obeyed: a wait that would pass it is not begun. (That of

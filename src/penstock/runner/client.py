@@ -129,7 +129,7 @@ class Server:
                 f"{self.base_url!r} is not the address of a server; write it like http://localhost:8000/v1"
             )
         if "#" in self.base_url:
-            raise ValueError(f"{self.base_url!r} goes on with a #, which no server is ever sent: end it there")
+            raise ValueError(f"{self.base_url!r} has a #, and what follows it is never sent: leave it out")
         given: Mapping[Any, Any] = self.headers
         for name, value in given.items():
             if not isinstance(name, str) or not _is_header(name):

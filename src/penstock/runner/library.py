@@ -110,8 +110,8 @@ async def run(
 ) -> AsyncGenerator[Result, None]:
     """Send rows at full quota and yield the result of each, in the order of the answers.
 
-    It runs on asyncio. Leaving the loop early stops it: what is on its way is dropped. Rows are read as they are
-    needed; no more than some hundreds beyond what was yielded.
+    It runs on asyncio. If you leave the loop early, the run stops and drops the requests in flight. Rows are read as
+    they are needed, at most some hundreds ahead of the results.
 
     Args:
         rows: Mappings, in OpenAI's Batch format (`custom_id`, `url`, `body`) or bare bodies.
@@ -123,20 +123,22 @@ async def run(
         journal: A file that is written as `penstock run` writes its own; None: nothing is kept.
         headers: Sent with every request: `{"authorization": f"Bearer {key}"}`.
         cost: What a request takes from the limits, of (path, body).
-        changed: How rows are treated that were edited since the journal has their answer. None: that ends the run.
+        changed: How to treat rows that were edited since the journal has their answer: "rerun" or "keep". None: such a
+            row ends the run.
         on_ambiguous: Rows that may have been billed though no answer came are sent again, or given up.
-        max_in_flight: Rows that are worked on at once; 1 or more.
-        attempts: Attempts per row that may fail, the first included; 1 or more. A request to wait is not a failure.
+        max_in_flight: Rows in progress at once; 1 or more.
+        attempts: Attempts per row, the first included; 1 or more. An answer that asks to wait does not count as a
+            failed attempt.
         timeout: Seconds an attempt may take, or a `timedelta`; above 0.
         give_up_after: Seconds that the server may ask a row to wait, or may be away, or a `timedelta`; 0 or
             more.
         max_pause: Longest wait that the server may ask of all rows, in seconds or as a `timedelta`; 0 or more.
 
     Raises:
-        RunStoppedError: It ended before the rows did: no money, no server, no disk. What was answered was yielded
-            before.
-        OutputError: The journal cannot be written, or is none.
-        ValueError: A limit that is none, or a number that is out of its range.
+        RunStoppedError: It ended before the rows did: no money, no server, no disk. Answers that had arrived were
+            yielded before.
+        OutputError: The journal cannot be written, or is another kind of file.
+        ValueError: A limit is wrong, or a number is out of its range.
         RuntimeError: No asyncio loop runs here.
     """
     try:

@@ -42,15 +42,15 @@ uses."""
 class Sender:
     """Sends batches of rows and returns the result of each; for workers that share a limit.
 
-    A limiter over a shared store can be pickled, so every worker is given the same one; a sender can be too.
-    Connections are made when the first batch comes and kept until `close()`. Several threads may call it at once: their
+    A limiter over a shared store can be pickled, so every worker gets the same one; a sender can be pickled too. It
+    makes connections at its first batch and keeps them until `close()`. Several threads may call it at once: their
     batches share everything.
 
     A key in a header that an environment variable holds is not pickled: the variable's name is, and it must be set
     where the sender is used.
 
-    Limits of a shared store are used but for a second's worth of their burst, which is kept back once: no process knows
-    what others were granted and have not sent yet.
+    Of the limits of a shared store, a second's worth of the burst is kept back once: no process knows which grants of
+    other processes are still on their way.
     """
 
     def __init__(

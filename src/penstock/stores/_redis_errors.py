@@ -67,7 +67,8 @@ def explain(error: Exception, server: RedisServer, prefix: str, names: Sequence[
     if isinstance(error, errors.RedisError | errors.RedisClusterException | OSError):
         why = text or type(error).__name__
         return Unreachable(f"{where} does not answer: {why}. Is the server running, and is the address right?")
-    return StoreError(f"{where} answers nonsense ({server.without_secrets(repr(error))}). Is it a Redis server?")
+    shown = server.without_secrets(repr(error))
+    return StoreError(f"{where} does not answer as Redis does ({shown}). Is it a Redis server?")
 
 
 def _no_primary(server: RedisServer, problems: Sequence[Exception]) -> StoreError:

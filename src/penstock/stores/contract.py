@@ -328,12 +328,12 @@ class Store(ABC):
     """A shared store. Its methods block, and are called by one thread: the dispatcher's, which begins at first use.
 
     Args:
-        place_ttl: Seconds after which the places in flight of a process that died come back, where the limit says
-            nothing else; above 0. A living process renews its places three times as often.
+        place_ttl: Seconds after which the places in flight of a process that died come back, unless the limit has a
+            `ttl`; above 0. A living process renews its places three times as often.
         patience: Seconds without an answer after which `on_outage` says what happens; 0 or more. Both may be given as a
             `timedelta`, and are at most a million.
         on_outage: "raise": waiters and new calls get `StoreError` until there is an answer. "share": this process goes
-            on by itself with `share` of every limit. "open": everything is let through. What was let through is charged
+            on by itself with `share` of every limit. "open": all calls go through. Calls that went through are charged
             afterwards.
         share: The part of the limits that this process may use while there is no answer, above 0 to 1: 1/n where n
             processes share them. It goes with "share", which needs it.
@@ -368,7 +368,7 @@ class Store(ABC):
             raise ValueError(f'on_outage must be "raise", "share" or "open", not {repr_of(on_outage)}')
         if (share is not None) != (on_outage == "share"):
             raise ValueError(
-                'share= goes with on_outage="share", which needs it: 1/n where n processes share the limits'
+                'give share= with on_outage="share", and only then: 1/n where n processes share the limits'
             )
         part = None if share is None else read_number(share)
         if share is not None and not (part is not None and 0 < part <= 1):
@@ -572,7 +572,7 @@ class Store(ABC):
         return self
 
     def close(self, timeout: Seconds | None = None) -> None:
-        """Send what is still to be sent, and let go of threads and connections. The next use starts anew.
+        """Send what is still to be sent, then end threads and connections. The next use starts anew.
 
         Requests that still wait get a `StoreError`.
 

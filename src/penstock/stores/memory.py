@@ -37,9 +37,9 @@ class _Named(Protocol):
 class MemoryStore:
     """The limits of one process.
 
-    Limiters of one name in one store share their state. The state outlives them: it is forgotten once it is whole
-    again, when it equals that of a new limiter. Limiters that are given no store share one that belongs to the process.
-    The child of a fork begins with a copy, and from then on counts for itself; waiters wait in the parent.
+    Limiters of one name in one store share their state. The state stays until all its limits are full again, when it
+    equals that of a new limiter. Limiters without a store share one that belongs to the process. The child of a fork
+    begins with a copy, and from then on counts for itself; waiters wait in the parent.
     """
 
     __slots__ = ("__weakref__", "_finds", "_giving_back", "_names", "_sweep", "deciding", "lock", "postponed")

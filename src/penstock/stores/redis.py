@@ -298,14 +298,14 @@ class RedisStore(Store):
             number, last = self._last_answer
             if answer == last and batch.number != number and not now:  # no two have the same time: it was said twice
                 self._drop()
-                raise Unreachable(f"{self._address} repeats an answer. Is there a proxy before it?")
+                raise Unreachable(f"{self._address} repeats an answer. Is there a proxy in front of it?")
             try:
                 reply = self._read(answer, terms, limits)
             except (struct.error, IndexError, ValueError, TypeError, AttributeError) as error:
                 self._drop()  # this may be another question's reply, and the next one too
                 if asked_again:
                     raise StoreError(
-                        f"{self._address} answers nonsense: {str(answer)[:80]!r}. Is it a Redis server?"
+                        f"{self._address} does not answer as Redis does: {str(answer)[:80]!r}. Is it a Redis server?"
                     ) from error
                 asked_again = True  # the batch may have been decided: what was answered is repeated by its number
             else:

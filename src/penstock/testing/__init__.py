@@ -126,7 +126,7 @@ class RecordedEvents(list[Any]):
 
 @contextmanager
 def fast_retries(attempts: int = 2) -> Iterator[None]:
-    """Retries that never wait, ask no budget, and end after at most so many attempts.
+    """Retries that never wait, use no budget, and end after at most `attempts` attempts.
 
     Only what this task does inside the block, and tasks that it starts there: nothing is switched off globally.
     """

@@ -84,11 +84,11 @@ def _refusal(quotas: Quotas, error: QuotaExceeded) -> dict[str, str]:
 class QuotaMiddleware:
     """Charges each HTTP request to its user, and answers 429 for the application where the user has come to a cap.
 
-    Answers get the RateLimit headers, streams as well. The permit is `request.state.permit`: the application says by
-    its `settle()` what the request took. Of one middleware inside another each permit is in `request.state.permits`, by
-    the name of its quotas. A name of a user that is none, such as an empty or an endless header, is answered with 400.
-    Requests stay charged if the application fails or the client goes away. Websockets,
-    lifespans and requests without a user pass through as they are.
+    Answers get the RateLimit headers, streams as well. The permit is `request.state.permit`: the application settles
+    the true cost on it. With one middleware inside another, each permit is in `request.state.permits`, by the name of
+    its quotas. An invalid name of a user, such as an empty or an endless header, is answered with 400. Requests stay
+    charged if the application fails or the client goes away. Websockets, lifespans and requests without a user pass
+    through as they are.
 
     Args:
         app: The application.
@@ -178,8 +178,8 @@ def quota_dependency(
     """A dependency for FastAPI: `permit: Annotated[Permit, Depends(quota_dependency(quotas, user=...))]`.
 
     It charges the request, adds the RateLimit headers to the answer, and gives the endpoint the permit, to `settle()`.
-    Beyond a cap FastAPI answers 429, with `Retry-After`; to a name of a user that is none, 400. Websockets are not
-    charged, and get None. FastAPI adds no header to a `Response` that an endpoint makes itself, such as a stream:
+    Beyond a cap FastAPI answers 429, with `Retry-After`; to an invalid name of a user, 400. Websockets are not charged,
+    and get None. FastAPI adds no header to a `Response` that an endpoint makes itself, such as a stream:
     `QuotaMiddleware` does.
 
     Args:

@@ -28,7 +28,7 @@ _TEXT = re.compile(rf"\s*\$?\s*{_notation.NUMBER}\s*{_notation.PER}\s*([a-z]{{1,
 
 @dataclass(frozen=True, slots=True)
 class Cap:
-    """So much per period of the calendar.
+    """`amount` units per period of the calendar.
 
     Args:
         amount: Units; 0 or more. 0 lets nothing through.

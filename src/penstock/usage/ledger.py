@@ -76,7 +76,7 @@ class LedgerStatistics:
 
 
 class Ledger:
-    """Writes down every call that it is given: a listener for `on_event=` of limiters, clients and runs.
+    """Records every call: a hook for `on_event=` of limiters, clients and runs.
 
     One call is one row, whatever the number of its events: user (the flow), model, units as estimated and as settled,
     dollars, wait, outcome. Calling the ledger takes a microsecond or so, never blocks and never raises; it may be done
@@ -87,8 +87,8 @@ class Ledger:
 
     Args:
         path: The file; made when the first call is written.
-        max_pending: Events in memory at most, about 300 bytes each. What comes while there are as many is dropped.
-        keep: Seconds, or a timedelta, after which calls are taken out of the file; None: they stay.
+        max_pending: Most events in memory, about 300 bytes each. Further ones are dropped.
+        keep: Seconds, or a timedelta, after which calls are deleted from the file; None: they stay.
         prices: What models cost, in dollars; the list prices of this version unless given.
 
     Raises:

@@ -56,9 +56,9 @@ class Quotas:
     """Caps per user, kept in a store: shared by all processes that use it, and still there tomorrow.
 
     `quotas(user, tokens=5)` is an async context manager, and one for threads, like `limiter(tokens=5)`. It never waits:
-    beyond a cap it raises `QuotaExceeded` at once. A call costs one request, and the least of every other unit that has
-    a cap (a token, a millionth of a dollar) unless it says more, so that a user with nothing left is refused;
-    `permit.settle()` says what it took.
+    beyond a cap it raises `QuotaExceeded` at once. Unless the call says more, it costs one request and the smallest
+    amount of every other unit that has a cap (a token, a millionth of a dollar), so that a user with nothing left is
+    refused. `permit.settle()` sets the true cost.
 
     Safe to use from any number of tasks, threads and processes. A change of caps by another process holds from the next
     call on, after five seconds at the latest.
@@ -70,10 +70,10 @@ class Quotas:
         tz: The time zone of caps that are written as texts; UTC unless given, and in `set` the one that all caps for
             everybody have.
         name: What these quotas are called in the store.
-        review: What happens beyond a cap. None: the call is refused. "queue": it is refused, and a review is noted, for
-            somebody to `approve` or `refuse`. A function of the `QuotaExceeded`, plain or async: False refuses; True
-            lets this call through; a number allows so many units more until the period ends; None leaves it to the
-            queue. In a coroutine a plain function must not block. Decisions are recorded, see `reviews`.
+        review: What happens beyond a cap. None: the call is refused. "queue": it is refused, and a review is recorded,
+            for a person to `approve` or `refuse`. A function of the `QuotaExceeded`, plain or async: False refuses;
+            True lets this call through; a number allows that many units more until the period ends; None leaves it to
+            the queue. In a coroutine a plain function must not block. Decisions are recorded, see `reviews`.
         on_event: Called with grants and refusals, as a limiter's: a `Ledger`, for example.
 
     Raises:
@@ -345,7 +345,7 @@ class Quotas:
         return zones.pop() if len(zones) == 1 else "UTC"
 
     def unset(self, user: object) -> None:
-        """Take a user's own caps back: those for everybody hold. Blocks."""
+        """Remove a user's own caps: those for everybody apply again. Blocks."""
         name = read_user(user)
         self._records.change_user(name, lambda record: replace(record, own={}))
         self._settle_conflict(name)
