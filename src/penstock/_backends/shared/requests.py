@@ -211,6 +211,10 @@ class StoreReceipts:
             wanted[state] = wanted.get(state, 0) + amount
         return wanted
 
+    def parts(self) -> set[SharedLimitSet]:
+        """The limit sets that are to be charged."""
+        return {state.limit_set for state in self.wants()}
+
     @property
     def empty(self) -> bool:
         """Whether it was charged nothing."""
@@ -234,7 +238,7 @@ class StoreReceipts:
 
     def open(self) -> bool:
         """Whether the store is being told of a debit, and has not answered yet."""
-        return any(charge.epoch is None for charge in self.stored())
+        return None in [charge.epoch for charge in self.stored()]
 
     def stored_on(self, state: SharedLimitState) -> tuple[float, float] | None:
         """Epoch and receipt of a charge on that limit, if there is one."""
@@ -246,8 +250,13 @@ class StoreReceipts:
     def difference(self) -> tuple[list[Refund], list[Debit]]:
         """What must be given back and charged so that the store has what is wanted; it counts as done."""
         stored, refunds, debits = self.stored(), [], []
+        amounts: dict[SharedLimitState, float] = {}
+        for charge in stored:
+            amounts[charge.state] = amounts.get(charge.state, 0) + charge.amount
         for state, amount in self.wants().items():
-            missing = amount - sum(charge.amount for charge in stored if charge.state is state)
+            missing = amount - amounts.get(state, 0)
+            if missing == 0:
+                continue
             if missing > 0:
                 debits.append(Debit(state, missing))
             for charge in reversed(stored):  # the latest debit first, then the charge itself

@@ -107,13 +107,14 @@ class Settling:
         """Write the true costs of grants. One whose last debit has no answer yet waits for that."""
         state = self._state
         for receipts in list(state.settlements):
-            if receipts.open() or not all(state.fits(batch, of.limit_set) for of in receipts.wants()):
+            if receipts.open() or not all(state.fits(batch, part) for part in receipts.parts()):
                 continue
             del state.settlements[receipts]
             refunds, debits = receipts.difference()
             for refund in refunds:
                 self._give_back(refund, batch)
-            batch.settle(Settlement(receipts, debits))
+            if debits:
+                batch.settle(Settlement(receipts, debits))
 
     def _write_owed(self, batch: BatchInFlight) -> None:
         """Write what this process granted by itself while the store did not answer."""

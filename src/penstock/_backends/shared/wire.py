@@ -230,8 +230,7 @@ class BatchInFlight:
     def settle(self, settlement: Settlement) -> None:
         for debit in settlement.debits:
             self.operations += (codes.CHARGE, 1.0, self.at(debit.state), debit.amount)
-        if settlement.debits:
-            self.settlements.append(settlement)
+        self.settlements.append(settlement)
 
     def pause(self, seconds: float, states: Sequence[SharedLimitState]) -> None:
         """Write that these limits are paused."""
