@@ -21,6 +21,18 @@ def test_a_refusal_cuts_the_share_and_those_that_were_under_way_with_it_do_not()
     assert throttle.share == CUT**2
 
 
+def test_a_refusal_that_stays_alone_is_undone_after_three_seconds():
+    """It cost as much as an account that others use."""
+    throttle, now = after_refusals(1)
+    throttle.answered(now + 2.5)
+    assert CUT < throttle.share < CUT + 0.03
+    assert throttle.answered(now + 3.0)
+    assert throttle.share == 1
+    throttle, now = after_refusals(2)
+    throttle.answered(now + 3.0)
+    assert throttle.share < CUT
+
+
 def test_however_often_it_is_refused_a_share_remains():
     throttle, _ = after_refusals(100)
     assert 0 < throttle.share < 0.05
