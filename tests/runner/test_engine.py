@@ -49,6 +49,22 @@ async def test_a_file_is_run_at_full_quota(tmp_path):
     assert statistics.peak_in_flight > 20
 
 
+async def test_a_file_that_takes_long_to_read_keeps_no_row_waiting(tmp_path):
+    """Nothing was sent before 500 rows were there, or 64 MiB of them."""
+    service = Service(answer=lambda _: (200, {}, ANSWER))
+    with prepared(tmp_path, [chat(number) for number in range(100)], service, limits={"requests": "10000/s"}) as this:
+        lines = this.run._lines
+
+        async def read(whole=lines.read):
+            await anyio.sleep(0.01)
+            return await whole()
+
+        lines.read = read
+        await this.run()
+        assert len(this.results()) == 100
+    assert service.asked[0][0] < 0.1
+
+
 async def test_requests_that_bunch_on_their_way_are_not_refused(tmp_path):
     """The first have to connect, so the server's buckets begin to refill later than ours."""
 

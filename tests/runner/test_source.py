@@ -9,6 +9,8 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 
+import anyio
+import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,7 +44,48 @@ def lines_of(tmp_path, content):
         return list(lines)
 
 
+async def turns_while_read(lines):
+    """How often others had their turn until the last row was read, and the rows."""
+    turns, rows = 0, []
+
+    async def others():
+        nonlocal turns
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(others)
+        while (entry := await lines.read()) is not None:
+            rows.append(entry)
+        tasks.cancel_scope.cancel()
+    return turns, rows
+
+
 # Lines
+
+
+@pytest.mark.anyio
+async def test_reading_long_rows_leaves_others_their_turn(tmp_path):
+    """Thirty-two rows of a megabyte were read at once, and nothing was sent for half a second."""
+    with opened(tmp_path, b"".join(b"x" * 300_000 + b"\n" for _ in range(64))) as lines:
+        turns, rows = await turns_while_read(lines)
+    assert len(rows) == 64
+    assert turns >= 60
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("begin", [b"", b"[\n"], ids=["lines", "array"])
+async def test_passing_over_answered_rows_leaves_others_their_turn(tmp_path, begin):
+    """However many there are between two rows that are not answered."""
+    count = 20_000
+    line = b'{"a":"%b"}' % (b"x" * 100)
+    content = begin + (b",\n" if begin else b"\n").join([line] * count) + (b"]" if begin else b"\n")
+    with opened(tmp_path, content) as lines:
+        lines.pass_over(bytearray(b"\0\0" + b"\1" * (count - 2) + b"\0"))
+        turns, rows = await turns_while_read(lines)
+    assert ([number for number, _ in rows], lines.passed) == ([1, count], count - 2)
+    assert turns >= 5
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,9 @@ WORKING_BYTES = 256 * 1024 * 1024
 LOOK_AROUND = 5.0
 """Seconds for which a row waits at one of several places before it is looked whether another would take it sooner."""
 
+HEAD_START = 0.05
+"""Seconds for which a file is read before anything is chosen: a choice is the better the more there is."""
+
 TICK = 0.5
 """Seconds between two looks at deadlines and files."""
 
@@ -106,7 +109,6 @@ class Run:
         self._pools: dict[str, Pool] = {}
         self._seen = IdSet()
         self._read_all = False
-        # A choice is the better the more there is to choose from, and a file is read in no time.
         self._may_choose = not lines.is_regular
         self._workers = self._idle = 0
         self._choosing = anyio.Lock(fast_acquire=True)
@@ -198,6 +200,8 @@ class Run:
                     self._room = anyio.Event()
                     await self._room.wait()
                     continue
+                if clock.now() - self.counts.began >= HEAD_START:
+                    self._begin_choosing()
                 entry = await self._lines.read()
                 passed, self._lines.passed = self._lines.passed, 0
                 self.counts.rows += passed

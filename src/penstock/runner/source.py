@@ -52,6 +52,15 @@ _CHUNK = 256 * 1024
 _BATCH = 1_000
 """Rows that are looked at together where they are told apart one by one."""
 
+_AT_ONCE = 256 * 1024
+"""Bytes of rows that are read before others have their turn: to read them as JSON takes some milliseconds."""
+
+_LEAST = 8 * 1024
+"""What a row counts for there, at least."""
+
+_PASSED: tuple[int, None] = (0, None)
+"""Stands in the iteration for many rows that were passed over, so that others have their turn."""
+
 _THREE = struct.Struct("<QQQ")
 
 
@@ -153,7 +162,7 @@ class Lines:
         self._skip = bytearray()
         self._prompt = prompt
         self._stopped = False
-        self._reads = 0
+        self._read_at_once = 0
         self._iterator: Iterator[tuple[int, bytes | None]] | None = None
         if self.is_regular:
             self.is_plain = prompt is None and formats.is_plain(self.chunks())
@@ -166,12 +175,16 @@ class Lines:
     async def read(self) -> tuple[int, bytes | None] | None:
         """The next row, without keeping the event loop; None after the last."""
         if self._iterator is None:
-            self._iterator = iter(self)
+            self._iterator = self._entries() if self.is_regular else iter(self)
         if self.is_regular:
-            self._reads += 1
-            if self._reads % 32 == 0:
+            if self._read_at_once >= _AT_ONCE:
+                self._read_at_once = 0
                 await anyio.lowlevel.checkpoint()
-            return next(self._iterator, None)
+            while (entry := next(self._iterator, None)) is _PASSED:
+                await anyio.lowlevel.checkpoint()
+            row = None if entry is None else entry[1]
+            self._read_at_once += max(_LEAST, len(row or b""))
+            return entry
         # A pipe keeps us waiting as long as it likes.
         return await anyio.to_thread.run_sync(next, self._iterator, None, abandon_on_cancel=True)
 
@@ -196,6 +209,10 @@ class Lines:
 
     def __iter__(self) -> Iterator[tuple[int, bytes | None]]:
         """Yield (number, row); None instead of a row above `formats.MAX_LINE`."""
+        return (entry for entry in self._entries() if entry is not _PASSED)
+
+    def _entries(self) -> Iterator[tuple[int, bytes | None]]:
+        """The same, with `_PASSED` now and then."""
         if self.is_plain:
             yield from self._plain_rows()
             return
@@ -204,6 +221,8 @@ class Lines:
                 return
             if number < len(self._skip) and self._skip[number]:
                 self.passed += 1
+                if self.passed % _BATCH == 0:
+                    yield _PASSED
             else:
                 yield number, line
 
@@ -216,6 +235,7 @@ class Lines:
             to_skip = skip[first : first + len(lines)]
             if to_skip.count(1) == len(lines):
                 self.passed += len(lines)
+                yield _PASSED
                 continue
             to_skip.extend(bytes(len(lines) - len(to_skip)))
             for number, (line, skipped) in enumerate(zip(lines, to_skip, strict=True), first):
