@@ -449,7 +449,11 @@ class Endpoint:
         if told is not None and departure is not None:
             if quota.is_moment and told.reset is not None:
                 told = replace(told, reset=told.reset + now - departure.at)
-            self._units[unit].heard(quota.name, departure, told, now)
+            self._units[unit].heard(quota.name, departure, self._as_given(unit, told), now)
+
+    def _as_given(self, _: str, told: Told) -> Told:
+        """What an answer tells of one limit, as far as it was known better before."""
+        return told
 
     def _settle_levels(self, asked: Mapping[str, float] = _NOTHING) -> None:
         """Lower the limiter to what the server can be counted on to have, below 0 by the headroom.

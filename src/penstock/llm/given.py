@@ -4,7 +4,9 @@
     DoubtedEndpoint    they still hold, and beside them what the service has is learned, as if nothing had been given
 
 One is succeeded by the other when the service refuses requests again soon after it did: its limits are lower than what
-was given, or others use them too. What is learned grows again where nothing is refused, up to what was given.
+was given, or others use them too. Or when an answer tells a limit below a window that was given, whose level cannot be
+lowered to what answers tell and rise again with them. What is learned grows where nothing is refused, up to what was
+given.
 """
 
 from __future__ import annotations
@@ -12,16 +14,18 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from penstock import Limit, Limiter
+from penstock import Calendar, InFlight, Limit, Limiter, Rate, Sliding
 from penstock._text import repr_of
 from penstock.errors import PenstockError
 from penstock.llm import tables
 from penstock.llm.discovered import DiscoveredEndpoint
-from penstock.llm.endpoints import Endpoint, Endpoints, RequestInFlight
+from penstock.llm.endpoints import Endpoint, Endpoints, RequestInFlight, told_by, unit_told
 from penstock.llm.failures import Verdict
-from penstock.llm.headers import Reading
+from penstock.llm.headers import Quota, Reading
+from penstock.llm.learning.told import Told
 from penstock.stores import MemoryStore
 
 __all__ = ["GivenEndpoint", "by_limiter", "nothing_to_see", "published"]
@@ -60,6 +64,8 @@ class GivenEndpoint(Endpoint):
             self._answers += 1
             if status == 429 and request.permit.granted_at > self._paused_at:
                 self._last_bunch, self._bunch = self._bunch, (self._answers, self._refused)
+        if self._may_be_contradicted and any(self._is_below_window(quota) for quota in reading.quotas):
+            self.doubt()
         super().answered(request, status, reading)
 
     def refused(self, request: RequestInFlight, verdict: Verdict) -> None:
@@ -88,6 +94,23 @@ class GivenEndpoint(Endpoint):
     @property
     def _may_be_contradicted(self) -> bool:
         return not self._holds_always and self.limiter._caller.enforce
+
+    def _is_below_window(self, quota: Quota) -> bool:
+        """Whether an answer tells less than what was given as windows alone."""
+        told, limits = told_by(quota), self._limits.get(unit_told(quota, self._limits), ())
+        given = [limit for limit in limits if not isinstance(limit, InFlight)]
+        windows = [limit for limit in given if isinstance(limit, Sliding | Calendar)]
+        if told is None or not windows or len(windows) < len(given):
+            return False
+        return told.limit < min(window.amount for window in windows)
+
+    def _as_given(self, unit: str, told: Told) -> Told:
+        """The period that no answer names, of a bucket that holds less than its amount: the one that was given."""
+        is_named = told.sure and told.named
+        for limit in self._limits.get(unit, ()):
+            if not is_named and isinstance(limit, Rate) and limit.amount == told.limit != limit.burst:
+                return replace(told, per=limit.per, fits=False)
+        return told
 
 
 class DoubtedEndpoint(DiscoveredEndpoint):

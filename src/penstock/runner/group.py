@@ -159,8 +159,12 @@ class Group:
     @property
     def wants_more(self) -> bool:
         """Whether there is room in the limiter's queue for another row."""
-        is_stored = not isinstance(self.endpoint.limiter.store, MemoryStore)
-        return len(self.queued) + len(self.unsent) < SHARED_QUEUE if is_stored else len(self.queued) < QUEUE
+        return len(self.queued) + len(self.unsent) < SHARED_QUEUE if self._is_stored else len(self.queued) < QUEUE
+
+    @property
+    def _is_stored(self) -> bool:
+        """Whether the limits live in a store, which other processes use too."""
+        return not isinstance(self.endpoint.limiter.store, MemoryStore)
 
     async def acquire(self, cost: Mapping[str, float], priority: int) -> RequestInFlight:
         """Wait for a turn and charge it.
@@ -190,9 +194,12 @@ class Group:
             reading = Reading((), None)
         if reading.quotas:
             self._told = None  # what they tell may be new
-            quotas = tuple(quota for quota in reading.quotas if self._comparable(quota))
-            reading = Reading(quotas, reading.retry_after)
+            if self._is_stored:
+                quotas = tuple(quota for quota in reading.quotas if self._comparable(quota))
+                reading = Reading(quotas, reading.retry_after)
+        believed = self._believed
         request.endpoint.answered(request, reply.status, reading)
+        self._give_way(believed)
         if reply.status < 400 and self._throttle.answered(clock.now()):
             self._use_share()
 
@@ -210,9 +217,13 @@ class Group:
             self._use_share()
             if self._throttle.share < DOUBTED:
                 believed.doubt()
-        if believed.successor is None:
+        return self._give_way(believed)
+
+    def _give_way(self, believed: GivenEndpoint | None) -> bool:
+        """Where limits are doubted now that were believed, what is learned takes the place of a share of them."""
+        if believed is None or believed.successor is None:
             return False
-        self._throttle = Throttle()  # what is learned takes its place
+        self._throttle = Throttle()
         self._set_limits(1.0, believed)
         return True
 
@@ -246,7 +257,7 @@ class Group:
     def _comparable(self, quota: Quota) -> bool:
         """Whether what remains, as headers tell it, is of a bucket of the size that they tell.
 
-        We may know of a smaller one.
+        We may know of a smaller one, and how much of that others have taken is not seen from here.
         """
         known = () if self._promised is None else self._promised.get(quota.unit, ())
         return not any(rate.amount == quota.limit != rate.burst for rate in known)
