@@ -75,7 +75,7 @@ def test_unlimited_is_read_in_any_case():
             "a window is sliding(100, per=10), or by the clock calendar(100, 10); it has no burst",
         ),
         ("100/10s fixed", "a window is sliding(100, per=10), or by the clock calendar(100, 10); it has no burst"),
-        ("3500", 'say per what time, as in "3500/min"; or in_flight(64) for so many at the same time'),
+        ("3500", 'say per what time, as in "3500/min"; or in_flight(64) for calls at the same time'),
         ("fast", 'write it like "3500/min", "90k/min", "10/s burst 1" or "100/5s"'),
     ],
 )

@@ -57,7 +57,7 @@ _ADVICE = (
         r"\d\s*[kKMGB]?\s*[^\W\d_]{2}",
         'the keyword is the unit, and the period is written out, as in tokens="90k/min"',
     ),
-    (r"\d\s*[kKMGB]?\s*$", 'say per what time, as in "3500/min"; or in_flight(64) for so many at the same time'),
+    (r"\d\s*[kKMGB]?\s*$", 'say per what time, as in "3500/min"; or in_flight(64) for calls at the same time'),
 )
 """Patterns of what is not read, and what to write instead; the first that is found."""
 

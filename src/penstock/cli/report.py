@@ -48,7 +48,9 @@ def report(
         Path | None,
         typer.Option("-o", "--out", metavar="OUT", help="File to write the report to.", show_default="to the terminal"),
     ] = None,
-    form: Annotated[Form | None, typer.Option("--format", show_default="by OUT's ending, else markdown")] = None,
+    form: Annotated[
+        Form | None, typer.Option("--format", help="Form of the report.", show_default="by OUT's ending, else markdown")
+    ] = None,
     models: Annotated[
         list[str] | None, typer.Option("--model", help="Only this model or limiter. May be given several times.")
     ] = None,
