@@ -212,7 +212,9 @@ def a_batch(rng, width, owner):
     runs = [(rng.choice([1, 2, 30]), *(rng.choice([0.1, 1, 5]) for _ in chosen)) for _ in range(rng.choice([1, 1, 3]))]
     series = [codes.SERIES, 0.02, 1, len(chosen), len(runs), *chosen, *(x for run in runs for x in run)]
     before = rng.choice([[]] * 30 + [[codes.PAUSE, 0.5, 1, 0], [codes.CHARGE, 1, 0, 2.0]])
-    after = rng.choice([[]] * 30 + [[codes.RESUME, 1, 0], [codes.ACQUIRE, 0.02, 1, 1, 0, 9.0], series])
+    after = rng.choice(
+        [[]] * 30 + [[codes.RESUME, 1, 0], [codes.ACQUIRE, 0.02, 1, 1, 0, 9.0], series] + [[*flow[:5], 0.5]] * 5
+    )
     return [float(x) for x in (*before, *flow, *series, *after)]
 
 
@@ -222,10 +224,11 @@ def changed(script, old, new):
     script.sha = hashlib.sha1(script.text.encode()).hexdigest()
 
 
-@pytest.mark.parametrize("lost", ["full", "empty"])
-def test_what_is_decided_plainly_is_decided_as_everything_else(lost, valkey, prefix):
+@pytest.mark.parametrize(("which", "lost"), [("redis", "empty"), ("valkey", "full")])
+def test_what_is_decided_plainly_is_decided_as_everything_else(which, lost, request, prefix):
     """The same answers and rows, to the last bit, as by the script that lacks the short way."""
-    stores = [RedisStore(valkey, prefix=f"{prefix}{one}", on_state_loss=lost) for one in ("short", "long")]
+    url = request.getfixturevalue(which)
+    stores = [RedisStore(url, prefix=f"{prefix}{one}", on_state_loss=lost) for one in ("short", "long")]
     plainly = "if plainly then return"
     changed(stores[0]._decide, plainly, "if plainly then redis.call('INCR', 'count of ' .. KEYS[2]) return")
     changed(stores[1]._decide, "= decide_plainly()", "= nil")
@@ -246,7 +249,7 @@ def test_what_is_decided_plainly_is_decided_as_everything_else(lost, valkey, pre
             rows = [store._client.hget(store._key(terms[0].name), "r")[:-16] for store in stores]
             assert rows[0] == rows[1], (seed, number)
         lives = [store._client.ttl(store._key(terms[0].name)) for store in stores]
-        assert abs(lives[0] - lives[1]) <= 1
+        assert abs(lives[0] - lives[1]) < 60  # seconds, of hours: one was written later
         went_plainly += int(stores[0]._client.get(f"count of {stores[0]._key(terms[0].name)}") or 0)
     assert 200 < went_plainly < 1_000
     for store in stores:

@@ -10,17 +10,17 @@ local function decide_plainly()
   local row = redis.pcall('HMGET', KEYS[2], 't', 'r')
   if row.err or row[1] ~= ARGV[2] or not row[2] then return end
   local bytes = opened(row[2], KEYS[2] .. ARGV[2])
-  if not bytes or #bytes ~= 8 * (7 + 5 * count) then return end
+  if not bytes or #bytes ~= 8 * (7 + 5 * count) then return end  -- it knows of one flow, and of nothing else
   local numbers = read(bytes)
   local flow = 4 + 5 * count
-  if numbers[flow - 1] ~= 0 or numbers[flow] ~= asked[series - 5] or numbers[flow + 1] ~= 0 then return end
+  if numbers[flow] ~= asked[series - 5] or numbers[flow + 1] ~= 0 then return end
 
   local passed = max(0, now - numbers[1]) / 1e6
   local used, free = {}, {}
   for limit = 1, count do
     local kinds, at = position + 5 * limit - 4, 5 * limit - 2
     local a, b = asked[kinds + 1], asked[kinds + 2]
-    if asked[kinds] ~= BUCKET or asked[kinds + 3] ~= 0 or numbers[at] > passed or numbers[at + 4] ~= 0 then return end
+    if asked[kinds] ~= BUCKET or asked[kinds + 3] ~= 0 or numbers[at] > passed then return end
     used[limit] = max(0, numbers[at + 2] - passed * a)
     free[limit] = b + 0.5e-6 * a + 1e-12 * b
   end
