@@ -119,7 +119,7 @@ BREAKS = (
         10,
         "a thread wakes a loop as if it were its own",
         (
-            ("_concurrency/parking.py", "        if here is self.home or _task_running_in(self.home):\n            _finish", "        if True:\n            _finish"),
+            ("_concurrency/parking.py", "        if here is self.home or _task_running_in(self.home):\n            future", "        if True:\n            future"),
             ("_concurrency/parking.py", "        if here is self.home or (in_trio_task() and trio.lowlevel.current_trio_token() is self.home):", "        if True:"),
         ),
         (

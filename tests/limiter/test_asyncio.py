@@ -10,7 +10,8 @@ import threading
 
 import pytest
 
-from penstock import Limiter, clock, in_flight, per_hour, per_minute, per_second
+from penstock import Limiter, clock, in_flight, per_day, per_hour, per_minute, per_second
+from penstock._concurrency.parking import AsyncioParker
 
 
 async def settle_down():
@@ -162,3 +163,63 @@ def test_a_loop_that_was_stopped_keeps_its_place_and_does_not_hold_up_the_others
     now_and_then.run_until_complete(asyncio.wait_for(task, 5))
     now_and_then.close()
     assert limiter.statistics().granted == 3
+
+
+@pytest.mark.parametrize("limit", [per_second(8, burst=1), in_flight(1)], ids=["rate", "places"])
+@pytest.mark.asyncio
+async def test_a_waiter_wakes_once_for_its_turn_and_never_to_set_a_timer(virtual_time, monkeypatch, limit):
+    """The timekeeper that is granted sets the timer of the next one, which sleeps on."""
+    in_vain = []
+    rearm = AsyncioParker.rearm
+    monkeypatch.setattr(AsyncioParker, "rearm", lambda parker: (in_vain.append(parker), rearm(parker)))
+    limiter = Limiter(calls=limit)
+
+    async def call():
+        async with limiter(calls=1) as permit:
+            await asyncio.sleep(0)
+            return permit.granted_at
+
+    moments = await asyncio.gather(*[call() for _ in range(20)])
+    assert moments == sorted(moments)
+    assert not in_vain
+
+
+@pytest.mark.asyncio
+async def test_a_timekeeper_that_gives_up_takes_its_timer_along_and_the_next_is_punctual(virtual_time):
+    limiter = Limiter(requests=per_second(1, burst=1))
+    begin = (await limiter.acquire()).granted_at
+    tasks = [asyncio.create_task(limiter.acquire()) for _ in range(4)]
+    await asyncio.sleep(1.5)  # the first of them has its turn, and has set the timer of the second
+    tasks[1].cancel()
+    granted = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(granted[1], asyncio.CancelledError)
+    assert [granted[at].granted_at - begin for at in (0, 2, 3)] == pytest.approx([1, 2, 3])
+
+
+@pytest.mark.parametrize("gives_up", [False, True], ids=["granted early", "given up"])
+@pytest.mark.asyncio
+async def test_no_timer_outlives_its_timekeeper(virtual_time, monkeypatch, gives_up):
+    """The next turn is hours away, and calls that come back let others have theirs before: a timer for each of them
+    would stay for these hours."""
+    timers = []
+    loop = asyncio.get_running_loop()
+    call_later = loop.call_later
+
+    def note(*call, **options):
+        timers.append(call_later(*call, **options))
+        return timers[-1]
+
+    monkeypatch.setattr(loop, "call_later", note)
+    limiter = Limiter(tokens=per_day(10))
+    permit = await limiter.acquire(tokens=10)
+    tasks = [asyncio.create_task(limiter.acquire(tokens=10)) for _ in range(30)]
+    await settle_down()
+    while tasks:
+        permit.cancel()
+        permit = await tasks.pop(0)
+        await settle_down()
+        if gives_up:
+            tasks.pop(0).cancel()
+            await settle_down()
+        assert len([timer for timer in timers if not timer.cancelled()]) <= 1
+    assert len(timers) >= 14

@@ -210,14 +210,19 @@ def _enter_source(shape: str, *, locked: bool) -> str:
     ]  # fmt: skip
     step = [*_charge_step(shape), *note, f"    {_receipts(shape)}", *granted]
     last = [f"if {_last_place(shape)}:", "    self._note(grant)", *granted] if held else []
-    return "\n".join([
-        "async def __aenter__(self):",
-        "    binding = self._binding",
+    charge = [
         f"    grant = {'EnteredPermit' if held else 'Permit'}()",
         *_before_charge(shape, given="try:"),
         *(f"    {line}" for line in _indented(step, locked=locked)),
         *(f"        {line}" for line in last),
-        *_NOT_CHARGED,
+        *_WITHDRAW,
+    ]
+    return "\n".join([
+        "async def __aenter__(self):",
+        "    binding = self._binding",
+        # Where others wait, what follows would be in vain, and its numbers stay in the frame while this call waits.
+        "    if binding.clearance.given:",
+        *(f"    {line}" for line in charge),
         *_waiting("EnteredPermit" if held else "Permit"),
     ])  # fmt: skip
 
@@ -228,25 +233,21 @@ def enter_by_waiting(names: dict[str, Any]) -> Callable[..., Any]:
     define("\n".join([
         "async def __aenter__(self):",
         "    binding = self._binding",
-        "    if binding.later is not None or not binding.backend.current(binding): binding = binding.current()",
         *_waiting("Permit"),
     ]), names)  # fmt: skip
     method: Callable[..., Any] = names["__aenter__"]
     return method
 
 
-_NOT_CHARGED = [
-    "    except BaseException:",
-    "        self._withdraw(grant)",
-    "        raise",
-    "    binding = binding.current()",
-]  # fmt: skip
+_WITHDRAW = ["    except BaseException:", "        self._withdraw(grant)", "        raise"]
+"""What an exception does to a grant that is being charged."""
 
 
 def _waiting(permit: str) -> list[str]:
     """How `__aenter__` ends where the call was not charged at once, with the class of the permit: as `wait.wait`."""
     return [
         "    options = self._options",
+        "    if binding.later is not None or not binding.backend.current(binding): binding = binding.current()",
         "    request = grant = None",
         "    try:",
         "        parker = here()",
@@ -358,7 +359,7 @@ def _keyed_enter_source(shape: str) -> str:
         "        if charged:",
         "            if mine.on_event is not None: emit_grant(binding, 0.0, grant, self._options.flow)",
         "            return grant",
-        *_NOT_CHARGED,
+        *_WITHDRAW,
         *_waiting("Permit"),
     ])  # fmt: skip
 

@@ -106,7 +106,8 @@ class LocalBackend:
         return binding
 
     def current(self, binding: Binding) -> bool:
-        return binding.clearance is self.queue.clearance
+        queue = self._queue
+        return binding.clearance is (queue if queue.into is None else self.queue).clearance
 
     def _decide(self, decision: Callable[..., R], *args: Any) -> R:
         """Run `decision(queue, now, *args)` with no other thread deciding."""
@@ -131,7 +132,9 @@ class LocalBackend:
                     self.queue.repair()  # if that is cut short too, the next decision begins with it
                     self.queue.end(now)
                     raise
-                self.queue.end(now)
+                if queue.into is not None:
+                    queue = self.queue
+                queue.end(now)
             finally:
                 store.deciding = False
             if store.postponed:
@@ -176,7 +179,8 @@ class LocalBackend:
         return queue.park(request, now)
 
     def advance(self, request: Request) -> float | None:
-        if self.queue.awake(request):
+        queue: WaitQueue = request.queue  # type: ignore[assignment]  # it has entered one
+        if queue.awake(request):
             return None
         return self._decide(self._advance, request)
 
@@ -206,7 +210,9 @@ class LocalBackend:
             raise
 
     def hand_over(self, request: Request, grant: Grant) -> None:
-        grant.of(self, request.caller, request.charges, request.receipts, request.granted_at)
+        grant.backend, grant.binding, grant.ended = self, None, False  # as `Grant.of`, which is one call more
+        grant.caller, grant.charges = request.caller, request.charges
+        grant.receipts, grant.granted_at = request.receipts, request.granted_at
         if self._plan.held:
             self._write_down_places(grant)
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any
 from weakref import WeakSet
 
 from penstock import clock
@@ -47,45 +48,63 @@ _NEVER = math.inf
 class _Home:
     """The waiters of one event loop, or of all threads that run none; one of them keeps the time."""
 
-    __slots__ = ("_gone", "_line", "timekeeper", "waking")
+    __slots__ = ("_gone", "_timer", "line", "timekeeper", "waking")
 
     def __init__(self) -> None:
-        self._line: deque[Request] = deque()  # all that have parked, the oldest first; some are gone
+        self.line: deque[Request] = deque()  # all that have parked, the oldest first; some are gone
         self._gone = 0  # how many of them
         # It may have been granted and not be awake yet: then it passes the time on.
         self.timekeeper: Request | None = None
+        self._timer: Any = None  # that of the timekeeper, while it was set by the one before
         self.waking = 0  # waiters that were granted and are not awake yet
-
-    def park(self, request: Request) -> None:
-        """Count a waiter among those that are to be woken, behind all others. It parks once, however often it wakes."""
-        if not request.parked:
-            self._line.append(request)
-            request.parked = True
 
     def unpark(self, request: Request) -> None:
         """Count it no more: it is awake, or gone."""
         if not request.parked:
             return
         request.parked = False
-        line = self._line
+        line = self.line
         if line and line[0] is request:
             line.popleft()
         else:
             self._gone += 1
             if self._gone > 64 and self._gone * 2 > len(line):
-                self._line, self._gone = deque(self.parked()), 0
+                self.line, self._gone = deque(self.parked()), 0
 
     def parked(self) -> list[Request]:
         """All that are to be woken, the oldest first."""
-        return [request for request in self._line if request.parked]
+        return [request for request in self.line if request.parked]
 
     def take_in(self, other: _Home) -> None:
         """Count those of another queue too, behind these."""
-        self._line.extend(other.parked())
+        self.line.extend(other.parked())
+        self.waking += other.waking
+        if self.timekeeper is None:
+            self.timekeeper, self._timer = other.timekeeper, other._timer
+
+    def entrust(self, request: Request, seconds: float, here: object) -> bool:
+        """Let a waiter that has parked keep the time, which is up in so many seconds. False if its loop is gone.
+
+        Its timer is set in its place where that can be done here: to wake it for that takes much longer.
+        """
+        timer = None
+        if here is not request.home or seconds < _NEVER:
+            timer = request.parker.set_timer(seconds, here)
+            if timer is None and not request.parker.wake(here):
+                return False
+        self.timekeeper, self._timer = request, timer
+        return True
+
+    def stop_timer(self) -> None:
+        """The timekeeper is awake, or gone."""
+        keeper, timer = self.timekeeper, self._timer
+        if keeper is not None and timer is not None:
+            self._timer = None
+            keeper.parker.stop_timer(timer)
 
     def oldest(self) -> Request | None:
         """The first of them."""
-        line = self._line
+        line = self.line
         while line and not line[0].parked:
             line.popleft()
             self._gone -= 1
@@ -262,16 +281,17 @@ class WaitQueue:
     def awake(self, request: Request) -> bool:
         """Take note that a waiter runs again which is done; False if that needs a decision.
 
-        The timekeeper needs one, to pass the time on, and the last of its home, after which newcomers may be granted at
-        once again. This method alone may be called outside of a decision, and without the lock: see `fast_path` for why
-        a block without a call is one step.
+        The timekeeper needs one, to pass the time on. So does the last that is awake again where nobody keeps the time:
+        after it newcomers may be charged at once. This method alone may be called outside of a decision, and without
+        the lock: see `fast_path` for why a block without a call is one step.
         """
         home = self._homes.get(request.home)
         if home is None or not HAS_GIL:
             return False
         # The first look is at `into`, which is set before the homes of this queue are counted in another. A waiter that
         # is not waking is not done, or was granted by itself.
-        if self.into is None and request.waking and home.waking > 1 and home.timekeeper is not request:
+        keeper = home.timekeeper
+        if self.into is None and request.waking and keeper is not request and (keeper is not None or home.waking > 1):
             request.waking = False
             home.waking -= 1
             self._waking -= 1
@@ -292,7 +312,7 @@ class WaitQueue:
             if home.timekeeper is request:
                 self._leader = home
         if request.done:
-            self._stand_down(request, home)
+            self._stand_down(request, home, now)
             return None
         request.parker.rearm()
         return self.park(request, now)
@@ -302,15 +322,22 @@ class WaitQueue:
         home = self._homes.get(request.home)
         if home is None:
             home = self._homes[request.home] = _Home()
-        home.park(request)
+        if not request.parked:  # it parks once, however often it wakes
+            home.line.append(request)
+            request.parked = True
         if home.timekeeper is None:
             home.timekeeper = request
         until = _NEVER if request.deadline is None else request.deadline
         if home.timekeeper is request:
-            alarm = self._alarm if self._leads(home) else self._alarm + GRACE
-            # Never at once: `run` has just found out that it is not this waiter's turn yet.
-            until = min(until, max(alarm, math.nextafter(now, math.inf)))
+            home.stop_timer()
+            until = min(until, self._time_up(home, now))
         return until - now if until > now else 0.0
+
+    def _time_up(self, home: _Home, now: float) -> float:
+        """When the timekeeper of this home has to look for turns."""
+        alarm = self._alarm if self._leads(home) else self._alarm + GRACE
+        # Never at once: `run` has just found out that no turn has come yet.
+        return max(alarm, math.nextafter(now, math.inf))
 
     def _leads(self, home: _Home) -> bool:
         """Whether this home's timekeeper rings first: it does unless another one does already, in a loop that runs."""
@@ -337,7 +364,7 @@ class WaitQueue:
         else:
             self.run(now)
         if home is not None:
-            self._stand_down(request, home)
+            self._stand_down(request, home, now)
 
     def refuse(self, request: Request, error: Exception) -> None:
         """Tell a waiter that it gets no turn, and why."""
@@ -346,7 +373,7 @@ class WaitQueue:
         if request.parked:
             self._wake(request, self._homes[request.home])
 
-    def _stand_down(self, request: Request, home: _Home) -> None:
+    def _stand_down(self, request: Request, home: _Home, now: float) -> None:
         """A waiter is done and awake: if it kept the time of its home, the oldest waiter there does from now on."""
         self._awake(request, home)
         home.unpark(request)
@@ -354,10 +381,10 @@ class WaitQueue:
             if home.timekeeper is None and not home.waking and home.oldest() is None:
                 self._drop(request.home, home)
             return
+        home.stop_timer()
         home.timekeeper = None
         while (oldest := home.oldest()) is not None:
-            if oldest.parker.wake(self._here):
-                home.timekeeper = oldest
+            if home.entrust(oldest, self._time_up(home, now) - now, self._here):
                 return
             home.unpark(oldest)
             self.waiters.leave(oldest)  # its loop is gone, and so is the waiter
@@ -451,9 +478,6 @@ class WaitQueue:
         for key, theirs in other._homes.items():
             home = self._homes.setdefault(key, _Home())
             home.take_in(theirs)
-            home.waking += theirs.waking
-            if home.timekeeper is None:
-                home.timekeeper = theirs.timekeeper
         self._waking += other._waking
         other._homes.clear()
         self.run(self.now(), None)

@@ -75,6 +75,16 @@ class Parker:
         """
         raise NotImplementedError
 
+    def set_timer(self, seconds: float, here: object) -> Any:
+        """Set a timer that wakes it; return what `stop_timer` takes. None where it has to park anew for that.
+
+        `here` as in `wake`.
+        """
+        return None
+
+    def stop_timer(self, timer: Any) -> None:
+        """Do without a timer that was set."""
+
     def alive(self) -> bool:
         """False if the task can never run again."""
         return True
@@ -121,6 +131,21 @@ class AsyncioParker(Parker):
         deadline: float = backend.current_effective_deadline()
         return deadline if math.isinf(deadline) else deadline - self.home.time()
 
+    def set_timer(self, seconds: float, here: object) -> asyncio.TimerHandle | None:
+        loop: asyncio.AbstractEventLoop = self.home
+        if here is not loop or seconds == math.inf or _timers_fail():
+            return None
+        return loop.call_later(seconds, _finish, self._future)
+
+    def stop_timer(self, timer: asyncio.TimerHandle) -> None:
+        if running_asyncio_loop() is self.home:
+            timer.cancel()
+            return
+        try:
+            self.home.call_soon_threadsafe(timer.cancel)
+        except RuntimeError:  # the loop is closed: so are its timers
+            pass
+
     def alive(self) -> bool:
         return not self.home.is_closed()
 
@@ -129,7 +154,9 @@ class AsyncioParker(Parker):
 
     def wake(self, here: object = None) -> bool:
         if here is self.home or _task_running_in(self.home):
-            _finish(self._future)
+            future = self._future
+            if not future.done():
+                future.set_result(None)
             return True
         try:
             self.home.call_soon_threadsafe(_finish, self._future)
@@ -246,10 +273,13 @@ def _finish_all(parkers: Iterable[AsyncioParker]) -> None:
 
 
 def _timer(seconds: float, wake: Callable[[], object]) -> threading.Timer | None:
-    """Start a timer of our own, if the loop's clock is frozen (by freezegun): the loop's timers never fire."""
-    if not (clock.is_real() and clock.is_tampered_with()):  # virtual time sets the loop's timers itself
-        return None
-    return start_timer(seconds, wake)
+    """Start a timer of our own, if those of the loop never fire."""
+    return start_timer(seconds, wake) if _timers_fail() else None
+
+
+def _timers_fail() -> bool:
+    """Whether the loop's timers never fire, as its clock is frozen (by freezegun)."""
+    return clock.is_real() and clock.is_tampered_with()  # virtual time sets the loop's timers itself
 
 
 def start_timer(seconds: float, wake: Callable[[], object]) -> threading.Timer:
