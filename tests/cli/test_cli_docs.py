@@ -10,7 +10,6 @@ import shlex
 import textwrap
 from pathlib import Path
 
-import penstock
 from penstock import Limiter, runner, simulator
 from penstock.cli import main
 from penstock.simulator import Latency, Simulation
@@ -80,7 +79,7 @@ def test_the_program_of_the_page_gets_an_answer_to_each_row(monkeypatch, tmp_pat
 
     with simulator.serve(Simulation(requests="600/min", latency=Latency(0.01))) as server:
         program = program.replace("https://api.openai.com/v1", server.base_url)
-        names = {"penstock": penstock, "rows": rows, "key": "key"}
+        names = {"rows": rows, "key": "key"}
         exec("async def main():\n" + textwrap.indent(program, "    "), names)
         asyncio.run(names["main"]())
         assert capsys.readouterr().out.count("'choices'") == 3

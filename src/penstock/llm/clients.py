@@ -168,8 +168,8 @@ def limits_of(client: Any) -> Mapping[str, Endpoint]:
 
     A copy of it, such as `client.with_options(timeout=60)`, has the same ones.
 
-    With one limiter for all, its name is "every model", or "every host". With a function of the request there is
-    nothing to be seen here: ask the limiters that it returns.
+    With one limiter for all, its name is "every model", or "every host". With a function of the request this is empty:
+    ask the limiters that the function returns.
 
     Raises:
         ValueError: The client is not limited.

@@ -207,7 +207,7 @@ def retry_on(error: BaseException) -> bool | float:
     something counts; of a group every one must be worth another try, after the longest of their waits. Connections that
     failed or timed out are worth another try. So are our own `RateLimited`, and a shared store that may answer again; a
     cost that can never be granted is not.
-    Anything unknown is False: a bug is no reason to send again.
+    Anything unknown is False, because it may be a bug.
     """
     links = _chain(error)
     for link in links:

@@ -281,8 +281,8 @@ class Simulation:
             these in `Hidden(…)`, or several. None: no limit. The headers show the one with the longest period that is
             not hidden, as OpenAI shows requests per day where there is such a limit.
         tokens: The same for tokens; the headers show the one with the shortest period.
-        output: The same for tokens of output, as Anthropic has it: a request is let in while there is one left, and its
-            answer takes what it has. Anthropic's headers show it; those of other services do not.
+        output: The same for tokens of output, as Anthropic has it: a request is admitted while one token is left, and
+            its answer takes as many as it has. Anthropic's headers show it; those of other services do not.
         images: The same for images that are made.
         latency: How long answers take.
         faults: How often something goes wrong.
@@ -290,14 +290,14 @@ class Simulation:
             whatever came before or at the same time.
         charge: Tokens that admission takes, of (path, body). Default: `simulator.charge`, the service's own rule.
         count_tokens: Tokens in a text, for the numbers in `usage`. Default: its UTF-8 bytes / 4, rounded up.
-        count_refused: Whether a request refused with 429 takes from the limits on requests too, as OpenAI's do: a
-            client that resends without waiting is never served.
+        count_refused: Whether a request refused with 429 is charged as a request, too, as OpenAI charges it: a client
+            that resends without waiting is never served.
         tolerance: Seconds by which a request may come too early and still be admitted, or a `timedelta`; the level goes
             below 0 for it, so this does not add up. By default what a client's rounding may amount to; 0: not a
             nanosecond.
         output_tokens: Length of an answer, in tokens of 4 bytes; never below the 4 that the fingerprint takes.
         dimensions: Length of an embedding, unless the request says.
-        concurrency: Requests that are worked on at once; more wait, after their admission. None: no bound.
+        concurrency: Requests that are processed at once; further ones wait, after their admission. None: no bound.
         in_flight: Requests that may be worked on or streamed at once; one more is refused with 429, in words that say
             so. None: no bound.
         models: Names of the models there are; any other is answered with 404. Empty: every name is accepted.
