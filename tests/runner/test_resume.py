@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import partial
 
 import anyio
 import pytest
 
 from penstock.llm.tokens import by_bytes
+from penstock.runner.journal import AnsweredRows
 from penstock.runner.output import ChangedError, journal_of
 from penstock.runner.source import read_row
 from penstock.simulator import Latency, Simulation
@@ -353,3 +355,15 @@ async def test_only_the_rows_that_failed_may_be_done(tmp_path):
         this.only_failed()
         await this.run()
         assert (this.counts.answered, this.counts.left_out, this.errors()) == (2, 5, [])
+
+
+def test_what_is_held_of_answered_rows_is_given_back_once_they_were_met():
+    """A dict keeps the room of what is taken out of it: a hundred bytes of each row to the end of the run."""
+    answered = AnsweredRows()
+    answered.extend(b"".join(number.to_bytes(8, "little") * 3 for number in range(10_000)))
+    before = sys.getsizeof(answered._by_line)
+    assert answered.meet_all(range(1, 10_000)) == list(range(1, 10_000))
+    assert sys.getsizeof(answered._by_line) == before
+    answered.give_back()
+    assert sys.getsizeof(answered._by_line) < before / 100
+    assert (answered.meet(0), answered.meet(0), len(answered)) == (0, None, 10_000)

@@ -64,7 +64,10 @@ _S, _D, _O = b"sdo"
 
 
 class AnsweredRows:
-    """The rows that have an answer: by line, by custom_id, by content. 100 bytes a row, all found in a microsecond."""
+    """The rows that have an answer: by line, by custom_id, by content; all found in a microsecond.
+
+    Up to 200 bytes a row, and 60 of those that were met and given back.
+    """
 
     def __init__(self) -> None:
         self._by_line: dict[int, int] = {}
@@ -121,6 +124,10 @@ class AnsweredRows:
         """The places of rows with these lines, as `meet` has them."""
         pop = self._by_line.pop
         return [pop(line, None) for line in lines]
+
+    def give_back(self) -> None:
+        """Give back the memory of rows that were met: a dict keeps the room of what is taken out of it."""
+        self._by_line = self._by_line.copy()
 
     def meet(self, line: int) -> int | None:
         """The place in the journal of a row with this line, once: the same line again is a duplicate, and None."""

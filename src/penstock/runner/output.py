@@ -242,6 +242,7 @@ class Results:
         answered = self._journal.answered
         edited, moved, places = array.array("Q"), array.array("Q"), array.array("Q")
         skip, doubtful = self._meet_lines(lines, salt, moved, places)
+        answered.give_back()
         by_line = False
         for number, line in lines.again() if doubtful else ():
             if skip[number] or line is None or _name_of(number, line) not in doubtful:
