@@ -292,8 +292,8 @@ class Backend(Protocol):
     """Decides for limiters. Every method may be called from any thread, and none of them waits."""
 
     @property
-    def request_type(self) -> Callable[..., Request]:
-        """What makes the requests that it takes: their class, or a function in its place."""
+    def request_type(self) -> type[Request]:
+        """The class of the requests that it takes."""
 
     @property
     def store(self) -> Any:

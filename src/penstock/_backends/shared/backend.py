@@ -20,7 +20,7 @@ from penstock._backends.held_places import warn_of_orphan
 from penstock._backends.shared.dispatcher import Dispatcher, dispatcher_of
 from penstock._backends.shared.limit_set import SharedLimitSet, SharedLimitState
 from penstock._backends.shared.queue import StoreQueue
-from penstock._backends.shared.requests import SharedRequest, Stage, StoreReceipts, new_request
+from penstock._backends.shared.requests import SharedRequest, Stage, StoreReceipts
 from penstock._backends.shared.scheduler import Scheduler
 from penstock._backends.shared.state import flow_key
 from penstock._backends.shared.wire import BatchInFlight, Command, Look
@@ -47,7 +47,7 @@ class SharedBackend:
 
     __slots__ = ("__weakref__", "_clearance", "_plan", "dispatcher", "lease", "sets", "store")
 
-    request_type = staticmethod(new_request)
+    request_type = SharedRequest
 
     def __init__(self, dispatcher: Dispatcher, sets: tuple[SharedLimitSet, ...]) -> None:
         self.dispatcher = dispatcher

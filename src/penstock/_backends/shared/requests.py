@@ -83,13 +83,43 @@ class SharedRequest(Request):
     backend: Any
     batch: object
     booking: Booking | None
-    confirmed: bool
-    due: float
-    epochs: Mapping[SharedLimitSet, float]
-    latest: float
     shares: list[Share] | None
     stage: Stage
-    waited: float
+
+    def __init__(
+        self,
+        binding: Binding,
+        parker: Parker | None,
+        max_wait: float | None = None,
+        time_left: float = math.inf,
+        priority: int = 0,
+        flow: Hashable = None,
+    ) -> None:
+        # Each call makes one: what every request has is written out, less what only queues in this process use.
+        charge = binding.charge
+        self.charges = charge.charges
+        self.cost = charge.cost
+        self.caller = binding.caller
+        self.backend = binding.backend
+        self.parker = parker
+        self.priority = priority
+        self.flow = flow
+        self.max_wait = max_wait
+        self.time_left = time_left
+        self.arrived = now = clock.now()
+        if max_wait is None and time_left == _EVER:
+            self.latest = _EVER
+        else:
+            wait = time_left if max_wait is None else min(max_wait, time_left)
+            self.latest = _EVER if wait == _EVER else now + max(wait, 0.0) if wait else -_EVER
+        self.stage = _NEW
+        self.number = 0
+        self.subqueue = self.error = self.shares = self.booking = self.batch = None
+        self.granted_at = _NAN
+        self.due = self.waited = 0.0
+        self.confirmed = False
+        self.receipts = ()
+        self.epochs = _NO_EPOCHS
 
     @property
     def done(self) -> bool:
@@ -99,52 +129,6 @@ class SharedRequest(Request):
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         """As the receipts of its grant: what this process holds of it, which is nothing."""
         return iter(())
-
-
-class _EmptyRequest(SharedRequest):
-    """A request that is filled in where it is made: a call of `__init__`, or of `object.__new__`, takes longer."""
-
-    __slots__ = ()
-
-    __init__ = object.__init__
-
-
-def new_request(
-    binding: Binding,
-    parker: Parker | None,
-    max_wait: float | None = None,
-    time_left: float = math.inf,
-    priority: int = 0,
-    flow: Hashable = None,
-) -> SharedRequest:
-    """The request of a call."""
-    # Each call makes one: what every request has is written out, less what only queues in this process use.
-    request: SharedRequest = _EmptyRequest()
-    charge = binding.charge
-    request.charges = charge.charges
-    request.cost = charge.cost
-    request.caller = binding.caller
-    request.backend = binding.backend
-    request.parker = parker
-    request.priority = priority
-    request.flow = flow
-    request.max_wait = max_wait
-    request.time_left = time_left
-    request.arrived = now = clock.now()
-    if max_wait is None and time_left == _EVER:
-        request.latest = _EVER
-    else:
-        wait = time_left if max_wait is None else min(max_wait, time_left)
-        request.latest = _EVER if wait == _EVER else now + max(wait, 0.0) if wait else -_EVER
-    request.stage = _NEW
-    request.number = 0
-    request.subqueue = request.error = request.shares = request.booking = request.batch = None
-    request.granted_at = _NAN
-    request.due = request.waited = 0.0
-    request.confirmed = False
-    request.receipts = ()
-    request.epochs = _NO_EPOCHS
-    return request
 
 
 @dataclass(slots=True, eq=False)
