@@ -142,3 +142,14 @@ def test_no_key_has_more_than_a_limiter_would_have_left(seed):
             if draw.random() < 0.05:
                 keys, limiters = both.levels()
                 assert all(mine <= theirs + 1e-5 for mine, theirs in zip(keys, limiters, strict=True))
+
+
+def test_a_call_that_costs_nothing_can_be_settled_and_cancelled():
+    with testing.manual_clock():
+        per_user = Keyed(tokens=Rate(60, 60))
+        per_user["alice"].acquire_nowait(tokens=10)
+        free = per_user["alice"].acquire_nowait(tokens=0)
+        free.settle(tokens=5)
+        assert free.cost == {"tokens": 5}
+        per_user["alice"].acquire_nowait(tokens=0).cancel()
+        assert per_user["alice"].statistics().limits["tokens"].level == 45

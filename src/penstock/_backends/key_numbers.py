@@ -30,15 +30,18 @@ def settle(keys: KeyStates, key: Hashable, backend: Backend, grant: Grant, true_
 
 
 def _settle(keys: KeyStates, key: Hashable, backend: Backend, grant: Grant, true_cost: Mapping[str, Any]) -> bool:
-    binding = grant.binding
+    binding, tats = grant.binding, grant.receipts
     used = _numbers_of(keys, key, grant)
-    if binding is None or used is None:
+    if binding is None or used is None or not tats:
         return False
+    where = binding.charge.where
+    if used[where[0]] != tats[0]:
+        return False  # others came since, as nearly all calls are charged on the first limit
     at, now, alone = grant.granted_at, clock.now(), used[-1] == 1
     fresh, units = [*used[:-1], max(used[-1] - 1, 0)], {*true_cost}
     charges: list[tuple[LimitState, float]] = []
     receipts: Receipts = []
-    for index, charged, tat in zip(binding.charge.where, binding.charge.charges, grant.receipts, strict=False):
+    for index, charged, tat in zip(where, binding.charge.charges, tats, strict=False):
         (state, amount), meter, rate = charged, keys.meters[index], keys.rates[index]
         true = true_cost.get(state.unit)
         if true is None:
@@ -68,12 +71,12 @@ def cancel(keys: KeyStates, key: Hashable, backend: Backend, grant: Grant) -> bo
 
 
 def _cancel(keys: KeyStates, key: Hashable, backend: Backend, grant: Grant) -> bool:
-    binding = grant.binding
+    binding, tats = grant.binding, grant.receipts
     used = _numbers_of(keys, key, grant)
-    if binding is None or used is None:
+    if binding is None or used is None or not tats:
         return False
     fresh, now = [*used[:-1], max(used[-1] - 1, 0)], clock.now()
-    for index, (_, amount), tat in zip(binding.charge.where, binding.charge.charges, grant.receipts, strict=False):
+    for index, (_, amount), tat in zip(binding.charge.where, binding.charge.charges, tats, strict=False):
         if used[index] != tat or not _are_whole(amount):
             return False
         fresh[index] = tat - max(0.0, min(amount, tat - now * keys.rates[index]))
