@@ -29,3 +29,12 @@ def test_a_window_that_slides_is_recognized_though_ways_differ(seed):
     result = run("sliding, next", 10.0, "nothing", 0.1, seed=seed, way=0.15)
     assert result.used >= 0.9
     assert result.refused <= 15
+
+
+@pytest.mark.parametrize("latency", [2.0, 20.0])
+@pytest.mark.parametrize("kind", ["bucket", "small bucket"])
+def test_a_bucket_that_refills_slower_than_once_a_minute_is_found_out_by_its_refusals(kind, latency):
+    """No answer tells the period, and one a minute was believed: up to 699 of 1,000 requests were refused."""
+    result = run(kind, 300.0, "nothing", latency, seed=1)
+    assert result.used >= 0.9
+    assert result.refused <= 15

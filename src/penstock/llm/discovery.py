@@ -23,6 +23,8 @@ It is SLIDING while one length explains all that answers say is left: what left 
 
 A limit that tells neither a period nor when all is back is thought to be one a minute, which is a guess: no refill is
 counted on before an answer shows that something came back, and the last of it is spent on looks, as where it is UNSURE.
+Refusals refute the guess: one that asks for a wait longer than a minute, or two between which less was admitted than a
+bucket of a minute would have refilled. Then it is UNSURE.
 
 A WINDOW whose end no answer tells may begin with the first request after the last one ended, and is taken to; but if
 more is there sooner than a period after that request, windows begin by the clock. When it should have begun, a

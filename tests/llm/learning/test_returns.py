@@ -7,7 +7,8 @@ import math
 
 import pytest
 
-from penstock.llm.learning.returns import BareResets, BucketFormula, Returns
+from penstock.llm.learning.returns import AssumedPeriod, BareResets, BucketFormula, Returns
+from penstock.llm.learning.traffic import Traffic
 
 
 @pytest.mark.parametrize("period", [1.0, 10.0, 60.0, 3_600.0])
@@ -120,3 +121,26 @@ def test_much_that_came_back_at_once_in_a_window_that_slides_is_due_again_a_wind
     assert returns.due < 30.2
     returns.came(80.0, 30.2, 30.5, much=True)
     assert returns.due == pytest.approx(40.2)
+
+
+def test_a_wait_longer_than_a_period_refutes_it():
+    assumed, traffic = AssumedPeriod(), Traffic()
+    refused = traffic.left(1.0, 5.0)
+    assert not assumed.is_refuted(refused, 60.0, 60.0, 2.0, traffic)
+    assert assumed.is_refuted(refused, 64.0, 60.0, 2.0, traffic)
+
+
+@pytest.mark.parametrize(("admitted", "refuted"), [(9, True), (10, False), (25, False)])
+def test_less_than_half_of_its_refill_between_two_refusals_refutes_a_bucket(admitted, refuted):
+    assumed, traffic = AssumedPeriod(), Traffic()
+
+    def refuse_at(moment):
+        departure = traffic.left(1.0, moment)
+        traffic.refused(departure)
+        return assumed.is_refuted(departure, 1.0, 60.0, 2.0, traffic)
+
+    assert not refuse_at(1.0)
+    assert not refuse_at(2.4)  # too soon to tell
+    for number in range(admitted):
+        traffic.left(1.0, 3.0 + number / 10)
+    assert refuse_at(12.4) is refuted

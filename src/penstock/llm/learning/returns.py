@@ -1,10 +1,11 @@
 """How a limit comes back of which an answer tells too little: what was seen, and when to look again.
 
-Pure arithmetic; see `discovery` for the states. Four questions are decided here:
+Pure arithmetic; see `discovery` for the states. Five questions are decided here:
 
     BareResets       does a bare number mean seconds, or milliseconds?
     BucketFormula    are the resets those of a bucket, and of which period?
     LeastLeft        does anything come back by and by?
+    AssumedPeriod    may it be of the period that is assumed where none is told?
     Returns          does all come back at once, and when next? how soon is another look worth a request?
 """
 
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 
 from penstock.llm.learning.traffic import Departure, Traffic
 
-__all__ = ["USUAL", "BareResets", "BucketFormula", "LeastLeft", "Returns"]
+__all__ = ["USUAL", "AssumedPeriod", "BareResets", "BucketFormula", "LeastLeft", "Returns"]
 
 USUAL = (1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1_800.0, 3_600.0, 86_400.0)
 """The lengths that limits have as a rule, in seconds."""
@@ -49,6 +50,13 @@ NEAR = 1.5
 
 FASTER = 1.3
 """How much faster than they came back the last units are sent, so that they do not stay unused."""
+
+TOO_LONG = 1.05
+"""Periods that no limit of that period has anybody wait."""
+
+SLOWER, SEVERAL = 0.5, 3.0
+"""Share of its refill below which a bucket admitted too little from one refusal to the next, and how many requests'
+worth that refill must be."""
 
 
 @dataclass(slots=True)
@@ -135,6 +143,25 @@ class LeastLeft:
         if remaining <= self.remaining:
             self.heard_at, self.remaining = now, remaining
         return False
+
+
+@dataclass(slots=True)
+class AssumedPeriod:
+    """Finds out by refusals that a limit is not of the period that is assumed.
+
+    Either one asks for a wait longer than that. Or a bucket, which is empty at each of them, admitted less from one to
+    the next than it would have refilled: others use it up, or it refills slower.
+    """
+
+    _refused_at: float = -math.inf  # when the last one left that was refused
+
+    def is_refuted(self, departure: Departure, wait: float, per: float, rate: float, traffic: Traffic) -> bool:
+        """Whether this refusal shows it; `rate`: units per second that come back by and by, if any do."""
+        since, self._refused_at = self._refused_at, departure.at
+        refill = rate * (departure.at - since)
+        if SEVERAL * departure.cost <= refill < math.inf and traffic.admitted(since, departure.at) < SLOWER * refill:
+            return True
+        return wait > TOO_LONG * per
 
 
 @dataclass(slots=True)

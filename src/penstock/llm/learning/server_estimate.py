@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 from penstock.llm.learning.charge_factor import FEWEST, ChargeFactor, Crowd, replayed
-from penstock.llm.learning.returns import USUAL, BareResets, BucketFormula, LeastLeft, Returns
+from penstock.llm.learning.returns import USUAL, AssumedPeriod, BareResets, BucketFormula, LeastLeft, Returns
 from penstock.llm.learning.sliding_window import SlidingWindow
 from penstock.llm.learning.told import Kind, Told
 from penstock.llm.learning.traffic import HEADROOM, ROUNDING, WINDOWS_HEADROOM, Departure, Traffic
@@ -94,6 +94,7 @@ class ServerEstimate:
     _is_proved: bool = field(init=False, default=False)  # when a window began as told, all was back
     _is_refuted: bool = field(init=False, default=False)  # it was not
     _is_guess: bool = field(init=False, default=False)  # nothing came back yet as its period would have it, a guess
+    _assumed: AssumedPeriod | None = field(init=False, default=None)  # as no answer tells one, or when all is back
     _lowest: LeastLeft = field(init=False, default_factory=LeastLeft)
     _held_back: float = field(init=False, default=0.0)
     _level: float = field(init=False)
@@ -110,6 +111,7 @@ class ServerEstimate:
         self.capacity = told.limit
         self.kind = Kind.BUCKET if told.sure or told.reset is None or told.is_exact else Kind.UNSURE
         self._is_guess = not told.sure and told.reset is None
+        self._assumed = AssumedPeriod() if self._is_guess else None
         self._returns = Returns(0.0)
         self._level = self._seen = told.remaining
 
@@ -210,6 +212,12 @@ class ServerEstimate:
             self._level = min(self._level, 0.0)
             if wait <= USUAL[-1]:
                 self._returns.told(departure.at + wait)
+            return
+        if self._assumed is not None and self._assumed.is_refuted(
+            departure, wait, self.per, self._refill, self.traffic
+        ):
+            self._doubt_period()
+            self._level = min(self._level, remaining)
             return
         missing = self.factor * departure.cost - remaining
         could_be_bucket = self._fits or missing <= 0 or wait <= 2.0 + 3.0 * missing / self.rate
@@ -405,6 +413,7 @@ class ServerEstimate:
         self._held_back, self._seen = 0.0, self.capacity
         self._formula, self._is_partial = BucketFormula(), False
         self._is_guess = not told.sure and told.reset is None
+        self._assumed = AssumedPeriod() if self._is_guess else None
         if self.kind is Kind.SLIDING:
             self.kind, self._sliding = Kind.UNSURE, SlidingWindow()
         if told.sure and self.kind is Kind.UNSURE:
@@ -421,7 +430,7 @@ class ServerEstimate:
         """See from one answer how the limit comes back: `remaining + reset × rate` is the capacity of a bucket."""
         if told.reset is None:
             return
-        self._is_dated, self._is_guess = True, False
+        self._is_dated, self._is_guess, self._assumed = True, False, None
         if not told.sure:
             if told.bare is None and (self.kind is Kind.UNSURE or not told.is_exact):
                 self._work_period_out(departure, told, told.reset)
