@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock import Limiter, RateLimited, StoreError, WouldBlockEventLoop, calendar, in_flight, per_second
+from penstock import Limiter, RateLimited, StoreError, WouldBlockEventLoop, calendar, in_flight, per_second, sliding
 from penstock._backends.shared.requests import SharedRequest
 from penstock._concurrency.parking import AsyncioParker
 from penstock.permit import Permit
@@ -65,6 +65,20 @@ def test_a_calendar_beside_a_rate_asks_the_store_no_oftener(tmp_path):
         return store.dispatcher.calls
 
     assert asyncio.run(calls(tokens=calendar(1_000, "day"))) <= 1.3 * asyncio.run(calls())
+
+
+def test_a_window_is_asked_for_when_it_is_back_and_not_for_those_behind_the_first(tmp_path):
+    """Those behind it wait for it, which was taken for the window's own moment: it was asked for every 0.2 ms."""
+
+    async def calls():
+        store = SQLiteStore(tmp_path / "x.db")
+        limiter = Limiter(tokens=sliding(3, 0.5), name="x", store=store)
+        waiting = (limiter.acquire(tokens=2 if place % 2 else 0.5, flow=place % 3) for place in range(12))
+        await asyncio.gather(*waiting)
+        store.close()
+        return store.dispatcher.calls
+
+    assert asyncio.run(calls()) <= 60
 
 
 # Lifetime

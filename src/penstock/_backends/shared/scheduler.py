@@ -30,7 +30,6 @@ from penstock._backends.shared.requests import LeaseAsked, Refund, SharedRequest
 from penstock._backends.shared.settling import Settling
 from penstock._backends.shared.state import SchedulerState, again
 from penstock._backends.shared.wire import Admitted, BatchInFlight, BookedFor, Command, Look, NotNow, OthersTurn, Outage
-from penstock._core.windows import CalendarWindow
 from penstock.errors import PenstockError, StoreError
 from penstock.stores.contract import Reply, Store
 
@@ -480,9 +479,10 @@ class Scheduler:
             queue.blocked[of] = of.paused_until if self.store.hears else min(of.paused_until, now + PAUSE_WATCHED)
         elif of.returns_at_once:
             poll = queue.poll
-            if isinstance(of.meter, CalendarWindow):
+            if not of.held:  # a window is back at a moment that is known, and what others give back is heard of
                 poll = math.inf if self.store.hears else FREED_WATCHED
-            queue.blocked[of] = now + min(max(wait, 1e-5), poll)
+            # Those behind the first one wait for it, which is no time of the limit's own.
+            queue.blocked[of] = max(now + min(max(wait, 1e-5), poll), queue.blocked.get(of, now))
             queue.poll = min(2 * queue.poll, POLL[1])
 
     def _look_at_reservations(self, part: SharedLimitSet, now: float) -> None:
