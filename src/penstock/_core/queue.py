@@ -253,6 +253,17 @@ class Queue:
         flow = self._flows.get(name)
         return flow is not None and flow.count > 0
 
+    def first_of(self, name: Hashable, charges: Charges) -> Waiter | None:
+        """The first waiter of that flow that is charged on the same limits."""
+        shape = self._shapes.get(tuple([charged for charged, _ in charges]))
+        if shape is None:
+            return None
+        for number in shape.order:
+            subqueue = shape.levels[number].subqueues.get(name)
+            if subqueue is not None and (first := subqueue.first()) is not None:
+                return first
+        return None
+
     def delay(self, name: Hashable, seconds: float) -> None:
         """Charge a flow for so many seconds more, as its calls were served elsewhere."""
         flow = self._flows.get(name)

@@ -23,7 +23,7 @@ LOOKAHEAD = 0.020
 """Seconds ahead for which turns are reserved in one batch."""
 
 MOST_AHEAD = 0.5
-"""Seconds ahead for which a request without a booking is charged at most: no refund makes a charge come sooner."""
+"""Seconds ahead for which a request is charged at most: no refund makes a charge come sooner, and nobody passes it."""
 
 NEVER = 1e9
 """Seconds after which a request rises a level where requests do not."""
@@ -46,10 +46,10 @@ class Writing:
         state = self._state
         ahead = max(LOOKAHEAD, *[amount / of.throughput for of, amount in request.charges])
         if claimed is None:
-            # It may be one that passes all others, and is spared the way here for one of them.
-            ahead = min(2 * ahead, MOST_AHEAD)
+            ahead *= 2  # it may be one that passes all others, and is spared the way here for one of them
         elif claimed.claim_at > now:
             ahead = LOOKAHEAD
+        ahead = min(ahead, MOST_AHEAD)
         self.put(request, batch, state.lead + ahead, ready, now, claimed or state.book(request))
 
     def put(
@@ -193,6 +193,11 @@ class Asking:
     def _ask_waiters(self, queue: StoreQueue, batch: BatchInFlight, now: float, room: int) -> int:
         """Ask for the first of each shape, and for those behind it that could go soon. Returns the room left."""
         queue.behind = {flow: until for flow, until in queue.behind.items() if until > now}
+        queue.blocked = {
+            request: (of, until)
+            for request, (of, until) in queue.blocked.items()
+            if until > now and request.stage is Stage.QUEUED
+        }
         asking = _Round(queue, now)
         while room > 0:
             skipped = len(asking.skipped)
@@ -218,6 +223,8 @@ class Asking:
                 if not state.all_fit(batch, request.charges):
                     return -1
                 limits = [of for of, _ in request.charges]
+                if request in queue.blocked:
+                    asking.blocked.add(queue.blocked[request][0])
                 if not asking.blocked.isdisjoint(limits):
                     asking.hold(request)
                     break
@@ -269,7 +276,7 @@ class _Round:
 
     Attributes:
         held: Per limit, the priority of the most urgent request that has a reservation, or must have its turn first.
-        blocked: Limits of which nothing can be had now.
+        blocked: Limits of which those behind a request that is too early have nothing.
         placed: Bookings that are asked for in this batch.
         skipped: Flows whose bookings are for later.
         begun: Whether a request was written.
@@ -289,10 +296,8 @@ class _Round:
                 self.hold(request)
         self._reserved = set(self.held)
         self.now = now
-        self.blocked = {of for of, until in queue.blocked.items() if until > now}
-        self.look_again = min(
-            [*(at for at in queue.blocked.values() if at > now), *queue.behind.values()], default=math.inf
-        )
+        self.blocked: set[LimitState] = set()
+        self.look_again = min([*(at for _, at in queue.blocked.values()), *queue.behind.values()], default=math.inf)
         self.placed: list[Any] = []
         self.skipped: set[Any] = set()
         self.begun = False

@@ -36,7 +36,7 @@ class StoreQueue:
         coming: How many were sent to the dispatcher and have not arrived.
         sets: The limit sets behind this queue.
         lease: Seconds for which leases may be held; None: no leases.
-        blocked: Limits whose units come back only when they are given back: when to ask for them again.
+        blocked: Requests that have no booking and are too early for a limit: which one, and when to ask for them again.
         bookings: What the store has told requests that wait here: when to come again.
         behind: Flows that are ahead of those of other processes: when to ask for them again.
         told: Flows of which the store knows that they wait here.
@@ -71,7 +71,7 @@ class StoreQueue:
         self.alarm = math.inf
         self.problem: Exception | None = None
         self.more_at = self.tended = -math.inf
-        self.blocked: dict[LimitState, float] = {}
+        self.blocked: dict[Any, tuple[LimitState, float]] = {}
         self.behind: dict[Hashable, float] = {}
         self.told: set[Hashable] = set()
 
@@ -85,6 +85,10 @@ class StoreQueue:
     def states(self) -> list[Any]:
         """All limits that calls are charged on here."""
         return [state for part in self.sets for state in part.order]
+
+    def unblock(self, limit: LimitState) -> None:
+        """Ask again for those that wait for a limit, as something comes back there."""
+        self.blocked = {request: of for request, of in self.blocked.items() if of[0] is not limit}
 
     def hurry(self, seconds: float = math.inf) -> None:
         """Ask so much sooner, or now, whether those that have a booking may go before its moment."""

@@ -26,7 +26,7 @@ from penstock._backends.shared.asking import LOOKAHEAD, Asking, Writing
 from penstock._backends.shared.leasing import Leasing
 from penstock._backends.shared.limit_set import SharedLimitSet
 from penstock._backends.shared.queue import FREED_WATCHED, PAUSE_WATCHED, POLL, StoreQueue
-from penstock._backends.shared.requests import LeaseAsked, Refund, SharedRequest, Stage, StoreReceipts
+from penstock._backends.shared.requests import Booking, LeaseAsked, Refund, SharedRequest, Stage, StoreReceipts
 from penstock._backends.shared.settling import Settling
 from penstock._backends.shared.state import SchedulerState, again
 from penstock._backends.shared.wire import Admitted, BatchInFlight, BookedFor, Command, Look, NotNow, OthersTurn, Outage
@@ -173,6 +173,10 @@ class Scheduler:
             if request.flow in queue.told and not queue.waiters.waits(request.flow):
                 queue.told.discard(request.flow)
                 state.depart(request, queue, 0.0)
+            for booking in [each for each in queue.bookings if each.flow == request.flow]:
+                if not self._is_of_use(booking, queue):
+                    queue.bookings.remove(booking)
+                    state.drop(booking, queue)
             state.dirty[queue] = None
         elif stage is Stage.RESERVED:
             queue.reserved.remove(request)
@@ -184,6 +188,14 @@ class Scheduler:
             else:
                 self._hand_on(request, queue, now)
         # NEW is seen when the request comes in or is looked at, ASKED when the answer is there
+
+    @staticmethod
+    def _is_of_use(booking: Booking, queue: StoreQueue) -> bool:
+        """Whether the next of its flow is as urgent and wants as much. One that wants less may well go sooner."""
+        heir: Any = queue.waiters.first_of(booking.flow, booking.charges)
+        if heir is None or heir.priority < booking.priority:
+            return False
+        return all(amount >= of_it for (_, amount), (_, of_it) in zip(heir.charges, booking.charges, strict=True))
 
     def on_settled(self, receipts: StoreReceipts, now: float) -> None:
         """The true cost of a grant is known."""
@@ -452,6 +464,9 @@ class Scheduler:
         asks = not self.store.hears and verdict.wait > 2 * FREED_WATCHED
         booking.early_at = now + FREED_WATCHED if asks else math.inf
         booking.priority = request.priority
+        if request.stage is Stage.GONE and not self._is_of_use(booking, queue):
+            self.state.drop(booking, queue)
+            return
         queue.bookings.append(booking)
         self.state.dirty[queue] = None  # where nothing waits any more, it is dropped
 
@@ -476,14 +491,15 @@ class Scheduler:
             return
         refused.append(request)
         if paused:
-            queue.blocked[of] = of.paused_until if self.store.hears else min(of.paused_until, now + PAUSE_WATCHED)
-        elif of.returns_at_once:
-            poll = queue.poll
-            if not of.held:  # a window is back at a moment that is known, and what others give back is heard of
-                poll = math.inf if self.store.hears else FREED_WATCHED
-            # Those behind the first one wait for it, which is no time of the limit's own.
-            queue.blocked[of] = max(now + min(max(wait, 1e-5), poll), queue.blocked.get(of, now))
+            until = of.paused_until if self.store.hears else min(of.paused_until, now + PAUSE_WATCHED)
+            queue.blocked[request] = of, until
+        elif of.held:
+            queue.blocked[request] = of, now + min(max(wait, 1e-5), queue.poll)
             queue.poll = min(2 * queue.poll, POLL[1])
+        elif any(each.returns_at_once for each, _ in request.charges):
+            # There are no bookings of windows. The moment is known, and what others give back is heard of.
+            watched = math.inf if self.store.hears else FREED_WATCHED
+            queue.blocked[request] = of, now + min(max(wait, 1e-5), watched)
 
     def _look_at_reservations(self, part: SharedLimitSet, now: float) -> None:
         """Use the reservations that are due; give up those that a younger pause has overtaken."""

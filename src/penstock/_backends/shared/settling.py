@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from penstock._backends.shared.limit_set import SharedLimitState
 from penstock._backends.shared.requests import Debit, Refund
 from penstock._backends.shared.state import SchedulerState
 from penstock._backends.shared.wire import BatchInFlight, Settlement
@@ -66,6 +67,8 @@ class Settling:
         for booking in drops:
             if state.all_fit(batch, booking.charges):
                 batch.drop(booking)
+                for of, amount in booking.charges:
+                    self._tell(of, amount, batch)
             else:
                 state.drops.append(booking)
         leaving, state.leaving = state.leaving, []
@@ -92,13 +95,13 @@ class Settling:
             refund.epoch = of.limit_set.epoch
         batch.give_back(refund)
         if not of.held:
-            self._tell(refund, batch)
+            self._tell(of, refund.amount, batch)
 
     @staticmethod
-    def _tell(refund: Refund, batch: BatchInFlight) -> None:
-        """See to it that other processes hear of refunds, together, once they are worth it."""
-        part = refund.state.limit_set
-        part.freed += refund.amount / refund.state.throughput
+    def _tell(of: SharedLimitState, amount: float, batch: BatchInFlight) -> None:
+        """See to it that other processes hear of what they may have sooner, together, once it is worth it."""
+        part = of.limit_set
+        part.freed += amount / of.throughput
         if part.freed >= WORTH_SAYING:
             batch.freed[part.name] = batch.freed.get(part.name, 0.0) + part.freed
             part.freed = 0.0

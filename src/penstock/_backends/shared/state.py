@@ -289,9 +289,11 @@ class SchedulerState:
         return Booking(float(self._chance.getrandbits(52) or 1), request)
 
     def drop(self, booking: Booking, queue: StoreQueue) -> None:
-        """Tell the store, with the next batch, that a booking is not needed any more."""
+        """Tell the store, with the next batch, that a booking is not needed any more: those behind it come sooner."""
         self.drops.append(booking)
         self._depart_with_all(booking, queue)
+        if len(queue):
+            self.ask_again(queue, max(amount / of.throughput for of, amount in booking.charges))
 
     def silence_of(self, part: SharedLimitSet) -> Outage | None:
         """The silence that holds a limit set up: of its node, or of the one that was asked for it last."""
@@ -375,7 +377,7 @@ class SchedulerState:
             state.limit_set.places[state] -= amount
         queue = state.limit_set.queue
         if len(queue):
-            queue.blocked.pop(state, None)
+            queue.unblock(state)
             queue.hurry()
             self.dirty[queue] = None
 
