@@ -126,7 +126,7 @@ class DoubtedEndpoint(DiscoveredEndpoint):
         super().__init__()
         self._buckets.clear()
         self._sent, self._refused, self._pauses = given._sent, given._refused, given._pauses
-        self._under_way = given._under_way
+        self._under_way = given._under_way.copy()  # each has a lock of its own
 
     def _limited_by(self, limits: Mapping[str, Any], store: MemoryStore | None = None) -> Limiter:
         given = self._given.limiter
