@@ -97,13 +97,13 @@ def _kept(
     """The backend over the limits of this name, or over new ones. With the lock held."""
     while True:
         now = clock.now()
-        part = memory.find(name, limits, now) if name is not None else None
-        if part is None:
-            part = LimitSet(limits, WaitQueue(ageing, flow_weights), name)
-        elif part.limits() != limits:  # no limiter with those promises is left
-            part.forget_others(limits)
-            part.promise(limits, now)
-            part.queue.withdraw_clearance()
-        backend = LocalBackend(memory, (part,))  # now that it is in use, it is not forgotten
-        if name is None or memory.keep(name, part) is part:
+        limit_set = memory.find(name, limits, now) if name is not None else None
+        if limit_set is None:
+            limit_set = LimitSet(limits, WaitQueue(ageing, flow_weights), name)
+        elif limit_set.limits() != limits:  # no limiter with those promises is left
+            limit_set.forget_others(limits)
+            limit_set.promise(limits, now)
+            limit_set.queue.withdraw_clearance()
+        backend = LocalBackend(memory, (limit_set,))  # now that it is in use, it is not forgotten
+        if name is None or memory.keep(name, limit_set) is limit_set:
             return backend

@@ -54,18 +54,18 @@ class Alike:
         like = None if kind is None else self._charges.get(kind)
         if like is None:
             return None
-        charges, parts = [], [*like.parts]
-        at = 1  # of a limit's amount in `parts`
+        charges, operands = [], [*like.operands]
+        at = 1  # of a limit's amount in `operands`
         for state, amount in like.charges:
             given = cost.get(state.unit, amount)
             if not 0 < given < _MOST or given > state.limit.capacity:
                 return None  # what is wrong with it is said where it is worked out
             charges.append((state, given))
-            if parts:
-                parts[at] = float(given)
+            if operands:
+                operands[at] = float(given)
             at += 2
         charge = Charge.__new__(Charge)
-        charge.cost, charge._full_cost, charge.charges, charge.parts = cost, None, tuple(charges), tuple(parts)
+        charge.cost, charge._full_cost, charge.charges, charge.operands = cost, None, tuple(charges), tuple(operands)
         charge.grant, charge.release, charge.shape = like.grant, like.release, like.shape
         charge.held, charge.watched, charge.closer = like.held, like.watched, like.closer
         charge.clearance, charge.where = like.clearance, like.where

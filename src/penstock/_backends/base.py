@@ -134,10 +134,10 @@ class Grant:
             at, ended = self.granted_at, self.ended
             # With the meters that were charged: a change may have put others in their place. Of a key the receipts may
             # be all of its numbers, which are one more.
-            parts = binding.charge.parts
+            operands = binding.charge.operands
             receipts = [
                 (meter, Hold(0.0 if ended else amount, math.inf) if meter.held else (tat, at))
-                for meter, amount, tat in zip(parts[::2], parts[1::2], self.receipts, strict=False)
+                for meter, amount, tat in zip(operands[::2], operands[1::2], self.receipts, strict=False)
             ]
             self.of(binding.backend, binding.caller, binding.charge.charges, receipts, at)
             self.ended = ended
@@ -150,7 +150,7 @@ class Charge:
     Attributes:
         cost: Amount per unit, as the call gave it.
         charges: Limit by limit.
-        parts: What the fast path needs of it, in one tuple.
+        operands: The meter and the amount of each limit, one after the other in one tuple: what the fast path reads.
         grant: Charges a call into a `Grant` if that can be done now; False if a backend has to look closer.
         release: Ends a grant that holds places; False if a backend has to look closer. None where nothing is held.
         shape: What it is made of, as the fast path calls it; empty where that has no function for it.
@@ -162,19 +162,19 @@ class Charge:
     """
 
     __slots__ = (
-        "_full_cost", "charges", "clearance", "closer", "cost", "grant", "held", "parts", "release", "shape", "watched",
-        "where",
+        "_full_cost", "charges", "clearance", "closer", "cost", "grant", "held", "operands", "release", "shape",
+        "watched", "where",
     )  # fmt: skip
 
     charges: Charges
-    parts: tuple[Any, ...]
+    operands: tuple[Any, ...]
     grant: Callable[[Binding, Grant], bool]
 
     def __init__(self, cost: Mapping[str, float], charges: Charges, grant: Callable[[Binding, Grant], bool]) -> None:
         self.cost: Mapping[str, float] = cost
         self._full_cost: Mapping[str, float] | None = None
         self.charges = charges
-        self.parts = ()
+        self.operands = ()
         self.grant = grant
         self.closer: Callable[[Binding, Grant], bool] = grant
         self.clearance: Any = None
@@ -304,7 +304,7 @@ class Backend(Protocol):
         """Whether it decides over several limit sets."""
 
     @property
-    def parts(self) -> tuple[object, ...]:
+    def limit_sets(self) -> tuple[object, ...]:
         """The limit sets that it decides over: backends with the same ones have one state."""
 
     @property

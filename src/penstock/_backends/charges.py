@@ -40,14 +40,14 @@ class ChargePlan:
     __slots__ = ("_smallest", "defaults", "expires", "held", "name", "states", "units", "version")
 
     def __init__(self, sets: Sequence[_LimitSet]) -> None:
-        self.name: str | None = joint_name(*[part.name for part in sets])
-        self.version: int = sum([part.version for part in sets])
+        self.name: str | None = joint_name(*[limit_set.name for limit_set in sets])
+        self.version: int = sum([limit_set.version for limit_set in sets])
         units: dict[str, tuple[LimitState, ...]] = {}
         defaults: dict[str, float] = {}
-        for part in sets:
-            for unit, states in part.states.items():
+        for limit_set in sets:
+            for unit, states in limit_set.states.items():
                 units[unit] = (*units.get(unit, ()), *states)
-            for unit, default in part.defaults.items():
+            for unit, default in limit_set.defaults.items():
                 defaults.setdefault(unit, default)
         self.units: dict[str, tuple[LimitState, ...]] = units
         self._smallest: dict[str, LimitState] = {}

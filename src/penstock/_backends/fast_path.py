@@ -47,12 +47,12 @@ _FULL_SINCE_EVER = -1e300
 
 
 def prepare(charge: Charge) -> None:
-    """Give a charge the functions of its shape, if every part of it can be written so."""
+    """Give a charge the functions of its shape, if functions can be written for each of its limits."""
     shape = "".join([_kind(state.meter, amount) for state, amount in charge.charges])
     if shape and "?" not in shape and len(shape) <= _MOST:
         charge.shape = shape
         charge.grant, charge.release = _write(shape, locked=not HAS_GIL)
-        charge.parts = tuple([part for state, amount in charge.charges for part in (state.meter, float(amount))])
+        charge.operands = tuple([each for state, amount in charge.charges for each in (state.meter, float(amount))])
 
 
 def new_key(states: list[LimitState]) -> tuple[float, ...] | None:
@@ -80,8 +80,8 @@ def prepare_key(
         (state.meter if at is None else meters[at], float(amount))
         for (state, amount), at in zip(charge.charges, where, strict=True)
     ]
-    kinds = "".join([_kind(*part) for part in both])
-    charge.parts = tuple([each for part in both for each in part])
+    kinds = "".join([_kind(meter, amount) for meter, amount in both])
+    charge.operands = tuple([each for pair in both for each in pair])
     charge.grant, charge.release = charge_closer, close_closer if charge.held else None
     if "?" in kinds or max(len(states), len(kinds)) > _MOST:
         return
@@ -301,9 +301,9 @@ def _leave_source(shape: str, *, locked: bool) -> str:
 
 def _before_charge(shape: str, given: str = "") -> list[str]:
     """What comes before the step that must not be interrupted, and fills in of a grant what needs an object."""
-    parts = ", ".join(f"m{i}, c{i}" for i in range(len(shape)))
+    operands = ", ".join(f"m{i}, c{i}" for i in range(len(shape)))
     return [
-        f"    {parts} = binding.charge.parts",
+        f"    {operands} = binding.charge.operands",
         "    clearance = binding.clearance; caller = binding.caller",
         "    grant.binding = binding; grant.ended = False",
         *([f"    {given}"] if given else []),
@@ -342,7 +342,7 @@ def _charge_step(shape: str) -> list[str]:
 
 
 def _receipts(shape: str) -> str:
-    """What the charge leaves behind of each part. After the step: garbage may be collected where a tuple is made."""
+    """The receipt of each limit. After the step: garbage may be collected where a tuple is made."""
     return f"grant.receipts = ({''.join('0.0, ' if kind in 'pu' else f't{i}, ' for i, kind in enumerate(shape))})"
 
 
@@ -366,7 +366,7 @@ def _keyed_enter_source(shape: str) -> str:
 
 def _before_keyed(shape: str) -> list[str]:
     return [
-        f"    {', '.join(f'm{i}, c{i}' for i in shape[2:])} = binding.charge.parts",
+        f"    {', '.join(f'm{i}, c{i}' for i in shape[2:])} = binding.charge.operands",
         "    mine = binding.backend; key = mine.key; states = mine.states",
         "    grant.binding = binding; grant.ended = False",
     ]
@@ -377,11 +377,11 @@ def _keyed_step(shape: str, charged: str, not_ready: str) -> list[str]:
 
     Of plain keys it is one step, as that is. A user's key may have a Python `__eq__`, so it is done with the lock held.
     """
-    parts = shape[2:]
+    limits = shape[2:]
     locked = shape[0] == _KEYED_LOCKED
     used = "".join(f"t{i}, " for i in range(int(shape[1])))
-    look = [f"r{i} = now * m{i}.rate; t{i} = (r{i} if t{i} < r{i} else t{i}) + c{i}" for i in parts]
-    receipts = "fresh" if len(parts) == int(shape[1]) else f"({''.join(f't{i}, ' for i in parts)})"
+    look = [f"r{i} = now * m{i}.rate; t{i} = (r{i} if t{i} < r{i} else t{i}) + c{i}" for i in limits]
+    receipts = "fresh" if len(limits) == int(shape[1]) else f"({''.join(f't{i}, ' for i in limits)})"
     put = [
         "known[key] = fresh",
         "grant.granted_at = now",
@@ -406,7 +406,7 @@ def _keyed_step(shape: str, charged: str, not_ready: str) -> list[str]:
         "    if used.__class__ is tuple:",
         f"        {used}open = used",
         *(f"        {line}" for line in look),
-        f"        if {' and '.join(f't{i} - m{i}.ceiling <= r{i}' for i in parts)}:",
+        f"        if {' and '.join(f't{i} - m{i}.ceiling <= r{i}' for i in limits)}:",
         f"            fresh = ({used}open + 1)",
         *(f"            {line}" for line in put),
         f"        {not_ready}",
@@ -415,7 +415,7 @@ def _keyed_step(shape: str, charged: str, not_ready: str) -> list[str]:
 
 def _metered_source(kinds: str, where: tuple[int | None, ...], size: int, *, joint: bool, locked: bool) -> str:
     """As `_charge_step`, of the meters of a key: a list in `KeyStates.known`."""
-    parts = "".join([f"{f'm{i}' if at is None else '_'}, c{i}, " for i, at in enumerate(where)])
+    operands = "".join([f"{f'm{i}' if at is None else '_'}, c{i}, " for i, at in enumerate(where)])
     names = {at: f"m{i}" for i, at in enumerate(where)}
     receipts = "".join(
         [("0.0" if kind == "u" else f"{'m' if kind == 'p' else 't'}{i}") + ", " for i, kind in enumerate(kinds)]
@@ -428,7 +428,7 @@ def _metered_source(kinds: str, where: tuple[int | None, ...], size: int, *, joi
     ]  # fmt: skip
     return "\n".join([
         "def grant(binding, grant):",
-        f"    {parts} = binding.charge.parts" if parts else "    pass",
+        f"    {operands} = binding.charge.operands" if operands else "    pass",
         *_key_of(joint=joint),
         "    caller = binding.caller; grant.binding = binding; grant.ended = False",
         *(["    meters = states.meters_of(key)"] if locked else found),
@@ -462,9 +462,9 @@ def _metered_release_source(kinds: str, *, joint: bool, locked: bool) -> str:
     places = [i for i, kind in enumerate(kinds) if kind == "p"]
     return "\n".join([
         "def release(grant):",
-        "    binding = grant.binding; parts = binding.charge.parts; receipts = grant.receipts",
+        "    binding = grant.binding; operands = binding.charge.operands; receipts = grant.receipts",
         *_key_of(joint=joint),
-        *(f"    m{i} = receipts[{i}]; c{i} = parts[{2 * i + 1}]" for i in places),
+        *(f"    m{i} = receipts[{i}]; c{i} = operands[{2 * i + 1}]" for i in places),
         *_indented(
             [
                 *_release_step(kinds, f" and key not in states.live{_BESIDE if joint else ''}"),
@@ -489,8 +489,8 @@ def _release_source(shape: str, *, locked: bool) -> str:
 def _before_release(shape: str) -> list[str]:
     places = [i for i, kind in enumerate(shape) if kind == "p"]
     return [
-        "    binding = grant.binding; clearance = binding.clearance; parts = binding.charge.parts",
-        *(f"    m{i} = parts[{2 * i}]; c{i} = parts[{2 * i + 1}]" for i in places),
+        "    binding = grant.binding; clearance = binding.clearance; operands = binding.charge.operands",
+        *(f"    m{i} = operands[{2 * i}]; c{i} = operands[{2 * i + 1}]" for i in places),
     ]
 
 

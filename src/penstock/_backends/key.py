@@ -211,7 +211,7 @@ class Key(Caller):
     # What the key's own limits answer
 
     plan = _OfTheLimits()
-    parts = _OfTheLimits()
+    limit_sets = _OfTheLimits()
     enter = _OfTheLimits()
     advance = _OfTheLimits()
     leave = _OfTheLimits()
@@ -302,9 +302,9 @@ class JointStates:
         return others.joined(own) if self._first else own.joined(others)
 
     def own_of(self, backend: LocalBackend) -> dict[LimitState, LimitState]:
-        (part,) = [part for part in backend.sets if part not in self._sets]
+        (limit_set,) = [limit_set for limit_set in backend.sets if limit_set not in self._sets]
         others = {state: state for of in self._sets for state in of.all_states()}
-        return {**others, **self.keys.own_in(part)}
+        return {**others, **self.keys.own_in(limit_set)}
 
     def charge(self, cost: Mapping[str, float]) -> Charge:
         return charge_of(self.charges, cost, self._charge_of)

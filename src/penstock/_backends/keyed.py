@@ -85,10 +85,10 @@ class _Life(ref[LimitSet]):
     states: States
 
     @classmethod
-    def of(cls, part: LimitSet, ended: Callable[[Any], None], key: Hashable) -> _Life:
-        life = cls(part, ended)
+    def of(cls, limit_set: LimitSet, ended: Callable[[Any], None], key: Hashable) -> _Life:
+        life = cls(limit_set, ended)
         life.key = key
-        life.states = part.states
+        life.states = limit_set.states
         return life
 
 
@@ -178,10 +178,10 @@ class KeyStates:
         """The limits that keys share, each with that of a key whose limits are materialised, if it still has one."""
         return self.own_in(backend.sets[0])
 
-    def own_in(self, part: LimitSet) -> dict[LimitState, LimitState]:
+    def own_in(self, limit_set: LimitSet) -> dict[LimitState, LimitState]:
         """The same, of this limit set."""
         shared = {} if self._pattern is None else self._pattern.states
-        own = part.states
+        own = limit_set.states
         pairs = [zip(states, own.get(unit, ()), strict=False) for unit, states in shared.items()]
         return {state: mine for of_unit in pairs for state, mine in of_unit}
 
@@ -244,11 +244,11 @@ class KeyStates:
     def _part_of(self, key: Hashable, limits: Limits | None) -> LimitSet:
         while True:
             life = self.live.get(key)
-            part = life() if life is not None else None
-            if part is None:
-                part = self._materialise(key, life, limits)
-            if part is not None:
-                return part
+            limit_set = life() if life is not None else None
+            if limit_set is None:
+                limit_set = self._materialise(key, life, limits)
+            if limit_set is not None:
+                return limit_set
 
     def is_live(self, key: Hashable) -> bool:
         """Whether the limits of a key are materialised."""
@@ -260,17 +260,17 @@ class KeyStates:
         wanted = limits if self.limits is None else self.limits
         assert wanted is not None, "limits are fixed, or the answer of a function"
         self._keep_what_moves()
-        part = LimitSet(wanted, WaitQueue(self._ageing, self._weights), f"{key}")
+        limit_set = LimitSet(wanted, WaitQueue(self._ageing, self._weights), f"{key}")
         # If its holder is gone but what it used was not put away yet, that is the last word.
         kept = life.states if life is not None else self.known.get(key) or self.old.get(key)
         if isinstance(kept, dict):
-            part.take_over(kept, clock.now(), keep_limits=self.limits is not None)
+            limit_set.take_over(kept, clock.now(), keep_limits=self.limits is not None)
         elif isinstance(kept, list):
-            part.take_meters(kept)
+            limit_set.take_meters(kept)
         elif kept is not None:
-            for state, packed in zip(part.all_states(), kept, strict=False):
+            for state, packed in zip(limit_set.all_states(), kept, strict=False):
                 state.meter.unpack(packed)
-        new = _Life.of(part, self.dead.append, key)
+        new = _Life.of(limit_set, self.dead.append, key)
         live, known, old = self.live, self.known, self.old
         # No call from here on, until it is in `live`.
         if (live[key] if key in live else None) is not life:  # noqa: SIM401
@@ -280,7 +280,7 @@ class KeyStates:
         live[key] = new
         known.pop(key, None)
         old.pop(key, None)
-        return part
+        return limit_set
 
     def _put_away(self, life: _Life) -> None:
         """Keep of a key that nothing holds only what it used, or nothing if it used nothing."""

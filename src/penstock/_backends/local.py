@@ -58,18 +58,18 @@ class LocalBackend:
         self._plan = ChargePlan(sets)
         self._alike = _NONE_ALIKE
         self._queue = sets[0].queue if queue is None else queue
-        for part in sets:
-            part.users.add(self)
+        for limit_set in sets:
+            limit_set.users.add(self)
 
     def plan(self) -> ChargePlan:
         plan = self._plan
-        if plan.version != sum([part.version for part in self.sets]):
+        if plan.version != sum([limit_set.version for limit_set in self.sets]):
             with self.store.lock:
                 plan = self._plan = ChargePlan(self.sets)
         return plan
 
     @property
-    def parts(self) -> tuple[object, ...]:
+    def limit_sets(self) -> tuple[object, ...]:
         return self.sets
 
     @property
@@ -295,11 +295,11 @@ class LocalBackend:
         grant.charged()
         for unit, amount in true_cost.items():
             charged: dict[LimitState, float] = {}
-            for state, part in grant.charges:
+            for state, taken in grant.charges:
                 if state.unit == unit:
-                    charged[state] = charged.get(state, 0.0) + part
+                    charged[state] = charged.get(state, 0.0) + taken
             before = max(charged.values(), default=0.0)  # what a limit that was added since has taken over
-            for state in [state for part in self.sets for state in part.states.get(unit, ())]:
+            for state in [state for limit_set in self.sets for state in limit_set.states.get(unit, ())]:
                 if grant.ended and state.meter.held:
                     continue  # nothing would give back what it holds from now on
                 _adjust(grant, state, amount - charged.get(state, before), now)
@@ -426,12 +426,12 @@ class LocalBackend:
     def _promise(self, limits: Mapping[str, tuple[Limit, ...]], now: float) -> list[tuple[Any, Any]]:
         """Promise these limits; return what counted before, with what counts now."""
         changed = []
-        for part in self.sets:
-            mine = {unit: kinds for unit, kinds in limits.items() if unit in part.states}
+        for limit_set in self.sets:
+            mine = {unit: kinds for unit, kinds in limits.items() if unit in limit_set.states}
             if mine:
-                before = {unit: part.states[unit] for unit in mine}
-                part.promise(mine, now)
-                changed += [(before[unit], part.states[unit]) for unit in mine]
+                before = {unit: limit_set.states[unit] for unit in mine}
+                limit_set.promise(mine, now)
+                changed += [(before[unit], limit_set.states[unit]) for unit in mine]
         return changed
 
     def snapshot(self) -> Snapshot:
@@ -487,8 +487,8 @@ class LocalBackend:
             sets = tuple(dict.fromkeys((*self.sets, *other.sets)))
             if self.store.deciding:  # in a signal handler: until the queues are one, no call goes by the first alone
                 self.queue.clearance.given = False
-            for part in sets[1:]:
-                self._decide_soon(lambda queue, _, part: queue.merge(part.queue), part)
+            for limit_set in sets[1:]:
+                self._decide_soon(lambda queue, _, limit_set: queue.merge(limit_set.queue), limit_set)
             return LocalBackend(self.store, sets, fast=self.fast and other.fast)
 
 

@@ -6,7 +6,7 @@ A call first waits for its places in this process, in their own queue, and holds
 the store is asked for no more calls than can be made, nothing that the store grants waits for a place here, and giving
 up gives both back, exactly.
 
-Only what is held may be this process's part. A rate would be charged when the call begins to wait for the store, and be
+Only places may be kept in this process. A rate would be charged when the call begins to wait for the store, and be
 broken when many that have waited go at once.
 """
 
@@ -26,7 +26,7 @@ from penstock.limits import InFlight, Limit, Unlimited
 
 
 class _MixedBinding(Binding):
-    """A cost, bound to both parts."""
+    """A cost, bound to both backends."""
 
     __slots__ = ("local", "shared")
 
@@ -56,7 +56,7 @@ class _MixedRequest(Request):
         self.of_store: Request | None = None
 
 
-class _Parts:
+class _BothGrants:
     """The receipts of a grant: what was granted here, and by the store."""
 
     __slots__ = ("local", "shared")
@@ -81,8 +81,8 @@ class MixedBackend:
     def __init__(self, local: LocalBackend, shared: Any) -> None:
         self.local = local
         self.shared: SharedBackend = shared
-        for part in local.sets:
-            _check_held(part.limits())
+        for limit_set in local.sets:
+            _check_held(limit_set.limits())
         self._plan = self._new_plan()
         self._clearance = Clearance()
 
@@ -91,7 +91,7 @@ class MixedBackend:
         return self.shared.store
 
     @property
-    def parts(self) -> tuple[object, ...]:
+    def limit_sets(self) -> tuple[object, ...]:
         return (*self.local.sets, *self.shared.sets)
 
     @property
@@ -99,8 +99,8 @@ class MixedBackend:
         return self.local.waiting + self.shared.waiting
 
     def plan(self) -> ChargePlan:
-        if self._plan.version != sum([part.version for part in self.local.sets]) + sum(
-            [part.version for part in self.shared.sets]
+        if self._plan.version != sum([limit_set.version for limit_set in self.local.sets]) + sum(
+            [limit_set.version for limit_set in self.shared.sets]
         ):
             self._plan = self._new_plan()
             self._clearance = Clearance()
@@ -114,7 +114,7 @@ class MixedBackend:
         binding = _MixedBinding(self, caller)
         binding.clearance = self._clearance
         binding.charge = Charge(cost, plan.charges(cost), look_closer)
-        # The grants of the whole are counted by the store's part.
+        # The store's backend counts the grants of the whole.
         binding.local = self.local.bind(Caller(caller.name, caller.max_queue), _only(cost, self.local.plan()))
         binding.shared = self.shared.bind(caller, _only(cost, self.shared.plan()))
         return binding
@@ -202,42 +202,42 @@ class MixedBackend:
         by_store = Grant()
         self.shared.hand_over(request.of_store, by_store)
         charges = (*request.places.charges, *by_store.charges)
-        grant.of(self, request.caller, charges, _Parts(request.places, by_store), request.granted_at)
+        grant.of(self, request.caller, charges, _BothGrants(request.places, by_store), request.granted_at)
 
     # Of a grant
 
     def cost(self, grant: Grant) -> dict[str, float]:
-        parts: _Parts = grant.receipts
-        here, there = self.local.cost(parts.local), self.shared.cost(parts.shared)
+        both: _BothGrants = grant.receipts
+        here, there = self.local.cost(both.local), self.shared.cost(both.shared)
         return {unit: max(here.get(unit, 0), there.get(unit, 0)) for unit in {**here, **there}}
 
     def settle(self, grant: Grant, true_cost: Mapping[str, float]) -> None:
-        """Charge a grant for its true cost: each part for the units that it knows."""
+        """Charge a grant for its true cost: each backend for the units that it knows."""
         self.plan().check(true_cost)
-        parts: _Parts = grant.receipts
+        both: _BothGrants = grant.receipts
         here, there = _only(true_cost, self.local.plan()), _only(true_cost, self.shared.plan())
         if there:
-            self.shared.settle(parts.shared, there)
+            self.shared.settle(both.shared, there)
         if here:
-            self.local.settle(parts.local, here)
+            self.local.settle(both.local, here)
 
     def cancel(self, grant: Grant) -> bool:
-        parts: _Parts = grant.receipts
+        both: _BothGrants = grant.receipts
         grant.charges, grant.ended = (), True
-        done = self.shared.cancel(parts.shared)
-        return self.local.cancel(parts.local) or done
+        done = self.shared.cancel(both.shared)
+        return self.local.cancel(both.local) or done
 
     def close(self, grant: Grant) -> None:
-        parts: _Parts = grant.receipts
+        both: _BothGrants = grant.receipts
         grant.ended = True
-        self.local.close(parts.local)
-        self.shared.close(parts.shared)
+        self.local.close(both.local)
+        self.shared.close(both.shared)
 
     def lose(self, grant: Grant, where: tuple[str, int]) -> None:
-        parts: _Parts = grant.receipts
-        self.local.lose(parts.local, where)
-        if any(state.meter.held for state, _ in parts.shared.charges):
-            self.shared.lose(parts.shared, where)
+        both: _BothGrants = grant.receipts
+        self.local.lose(both.local, where)
+        if any(state.meter.held for state, _ in both.shared.charges):
+            self.shared.lose(both.shared, where)
 
     def postpone(self, grant: Grant, travel: float) -> None:
         """The store has counted the call at its grant, and keeps to that."""
@@ -293,7 +293,7 @@ class MixedBackend:
         await self.shared.refresh()
 
     def recipe(self, caller: Caller) -> list[dict[str, Any]]:
-        """A part of it lives in this process: it cannot be pickled."""
+        """Refused: some of its state lives in this process, so it cannot be pickled."""
         return self.local.recipe(caller)
 
     def itself(self) -> MixedBackend:

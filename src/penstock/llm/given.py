@@ -197,7 +197,7 @@ def by_limiter(limiter_of: Callable[[Any], Any]) -> Callable[[Any], Endpoint | N
             if inspect.iscoroutine(limiter):
                 limiter.close()  # or it would warn that it was never awaited
             raise NoLimiter(f"the function must return a Limiter, or None for no limit, not {repr_of(limiter)}")
-        state = (limiter._caller.enforce, *limiter._backend.parts)
+        state = (limiter._caller.enforce, *limiter._backend.limit_sets)
         endpoint = known.get(state)
         if endpoint is None:
             while len(known) >= _REMEMBERED:

@@ -29,51 +29,51 @@ class Agreement:
         Returns the names whose limits are others now: their waiters must be charged anew, see `recharge`.
         """
         adopted = []
-        for part in batch.offsets:
-            text = others.get(part.name)
+        for limit_set in batch.offsets:
+            text = others.get(limit_set.name)
             if text is None:
                 continue
-            theirs = Terms.of_text(part.name, text, part.place_ttl)
-            if part.agreed and theirs.limits.keys() <= part.states.keys() and theirs.lease == part.lease:
-                self._adopt(part, theirs, now)
-                adopted.append(part)
+            theirs = Terms.of_text(limit_set.name, text, limit_set.place_ttl)
+            if limit_set.agreed and theirs.limits.keys() <= limit_set.states.keys() and theirs.lease == limit_set.lease:
+                self._adopt(limit_set, theirs, now)
+                adopted.append(limit_set)
             else:
-                error = conflict(part.name, str(theirs), str(part.terms))
-                part.confirming = False
-                waiting = [*batch.asked, *part.queue.waiters]
+                error = conflict(limit_set.name, str(theirs), str(limit_set.terms))
+                limit_set.confirming = False
+                waiting = [*batch.asked, *limit_set.queue.waiters]
                 for request in waiting:
-                    self._refuse_if_of(request, part, error)
-                self._state.answer_looks([look for look in batch.looks if look.limit_set is part], error)
+                    self._refuse_if_of(request, limit_set, error)
+                self._state.answer_looks([look for look in batch.looks if look.limit_set is limit_set], error)
                 batch.looks = [look for look in batch.looks if not look.done]
         return adopted
 
-    def _refuse_if_of(self, request: Any, part: SharedLimitSet, error: Exception) -> None:
+    def _refuse_if_of(self, request: Any, limit_set: SharedLimitSet, error: Exception) -> None:
         if type(request) is LeaseAsked or request.stage not in {Stage.ASKED, Stage.QUEUED}:
             return
-        if any(of.limit_set is part for of, _ in request.charges):
+        if any(of.limit_set is limit_set for of, _ in request.charges):
             self._state.queue_of(request).waiters.leave(request)
             self._state.refuse(request, again(error))
 
     @staticmethod
-    def _adopt(part: SharedLimitSet, theirs: Terms, now: float) -> None:
+    def _adopt(limit_set: SharedLimitSet, theirs: Terms, now: float) -> None:
         """Another process has reconfigured: its limits are ours from now on; what calls cost by default stays ours."""
         limits: dict[str, tuple[Limit, ...]] = {}
-        for unit, before in part.limits().items():
+        for unit, before in limit_set.limits().items():
             default = next((limit.default for limit in before if limit.default is not None), None)
             kinds: tuple[Any, ...] = theirs.limits.get(unit, (Unlimited(),))
             limits[unit] = tuple(replace(limit, default=default) for limit in kinds)
-        part.promise(limits, now)
+        limit_set.promise(limits, now)
 
-    def recharge(self, part: SharedLimitSet, now: float) -> None:
+    def recharge(self, limit_set: SharedLimitSet, now: float) -> None:
         """The limits have changed: let all waiters be charged on those of now."""
-        state, queue = self._state, part.queue
+        state, queue = self._state, limit_set.queue
         for request in list(queue.reserved):
-            if any(of.limit_set is part for of, _ in request.charges):
+            if any(of.limit_set is limit_set for of, _ in request.charges):
                 queue.reserved.remove(request)
                 state.give_back(request)
                 state.stay(request, queue, now)
         queue.bookings.clear()  # the store has forgotten them
-        for of in part.order:
+        for of in limit_set.order:
             self._leasing.return_leases(of, of.pool.drain())
         waiters: list[Any] = sorted(queue.waiters, key=lambda waiter: waiter.number)
         for request in waiters:

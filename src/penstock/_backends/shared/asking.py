@@ -153,11 +153,15 @@ class Asking:
             for of, amount in charges:
                 level = left.get(of)
                 if level is None:
-                    part = of.limit_set
-                    if of.paused_until > now or not part.agreed or not (part is fitting or state.fits(batch, part)):
+                    limit_set = of.limit_set
+                    if (
+                        of.paused_until > now
+                        or not limit_set.agreed
+                        or not (limit_set is fitting or state.fits(batch, limit_set))
+                    ):
                         most = 0
                         break
-                    fitting = part
+                    fitting = limit_set
                     level = left[of] = levels[of] = of.meter.level(now)
                 most = min(most, int(level // amount))
             taken: list[Any] = []

@@ -53,16 +53,16 @@ class SharedBackend:
         self.dispatcher = dispatcher
         self.store: Store = dispatcher.store
         self.sets = sets
-        spans = [part.lease for part in sets if part.lease is not None]
+        spans = [limit_set.lease for limit_set in sets if limit_set.lease is not None]
         self.lease: float | None = min(spans, default=None)
         self._plan = ChargePlan(sets)
         self._clearance = Clearance()
-        for part in sets:
-            part.users.add(self)
+        for limit_set in sets:
+            limit_set.users.add(self)
 
     def plan(self) -> ChargePlan:
         plan, sets = self._plan, self.sets
-        if plan.version != (sets[0].version if len(sets) == 1 else sum([part.version for part in sets])):
+        if plan.version != (sets[0].version if len(sets) == 1 else sum([limit_set.version for limit_set in sets])):
             with self.store.lock:
                 plan = self._plan = ChargePlan(sets)
                 self._clearance = Clearance()
@@ -73,7 +73,7 @@ class SharedBackend:
         self._clearance.given = False
 
     @property
-    def parts(self) -> tuple[object, ...]:
+    def limit_sets(self) -> tuple[object, ...]:
         return self.sets
 
     @property
@@ -217,16 +217,16 @@ class SharedBackend:
 
     def lose(self, _: Grant, where: tuple[str, int]) -> None:
         """No code can end this grant any more: its places stay taken for as long as this process lives. See `base`."""
-        for part in self.sets:
-            part.orphans.append(where)
+        for limit_set in self.sets:
+            limit_set.orphans.append(where)
 
     def _warn_of_orphans(self, charges: Any) -> None:
         """Warn of permits that were collected unclosed, if a call is about to wait for their places."""
         now = clock.now()
         for state, amount in charges:
-            part = state.limit_set
-            if state.held and part.orphans and state.ready_at(amount, now) > now:
-                orphans, part.orphans = part.orphans, []
+            limit_set = state.limit_set
+            if state.held and limit_set.orphans and state.ready_at(amount, now) > now:
+                orphans, limit_set.orphans = limit_set.orphans, []
                 for where in orphans:
                     warn_of_orphan(where, state.label, "for as long as this process lives")
 
@@ -306,17 +306,17 @@ class SharedBackend:
 
     async def refresh(self) -> None:
         """Ask the store for its present state; StoreError if it does not answer."""
-        for part in [part for part in self.sets if part.order]:
+        for limit_set in [limit_set for limit_set in self.sets if limit_set.order]:
             parker = here()
-            look = self._look_at(part, parker)
+            look = self._look_at(limit_set, parker)
             while not look.done:
                 await parker.park(math.inf)
                 parker.rearm()
             if look.error is not None:
                 raise look.error
 
-    def _look_at(self, part: SharedLimitSet, parker: Parker) -> Look:
-        look = Look(part, parker)
+    def _look_at(self, limit_set: SharedLimitSet, parker: Parker) -> Look:
+        look = Look(limit_set, parker)
         self.dispatcher.post(lambda scheduler, _: scheduler.on_look(look))
         return look
 
@@ -342,55 +342,58 @@ class SharedBackend:
             state: Any = self.plan().smallest(unit)
             return float(state.meter.level(clock.now()) + state.pool.left)
 
-    def _tell(self, part: SharedLimitSet, write: Any, *, announce: bool, tell: Any = Scheduler.on_command) -> None:
-        command = Command(part, write, announce=announce)
+    def _tell(self, limit_set: SharedLimitSet, write: Any, *, announce: bool, tell: Any = Scheduler.on_command) -> None:
+        command = Command(limit_set, write, announce=announce)
         self.dispatcher.post(lambda scheduler, _: tell(scheduler, command))
 
     def _counting(self, units: tuple[str, ...]) -> Iterator[tuple[SharedLimitSet, list[SharedLimitState]]]:
         """The limit sets that count these units, or any, with their limits."""
-        for part in self.sets:
-            states = [state for state in part.order if not units or state.unit in units]
+        for limit_set in self.sets:
+            states = [state for state in limit_set.order if not units or state.unit in units]
             if states:
-                yield part, states
+                yield limit_set, states
 
     def pause(self, seconds: float, units: tuple[str, ...]) -> None:
         """Let no call through for so long, in any process."""
         until = clock.now() + seconds
-        for part, states in self._counting(units):
+        for limit_set, states in self._counting(units):
             with self.store.lock:  # the next call must not wait until the store hears of it
                 for state in states:
                     state.paused_until = max(state.paused_until, until)
             self._tell(
-                part, lambda batch, now, states=states: batch.pause(max(0.0, until - now), states), announce=True
+                limit_set, lambda batch, now, states=states: batch.pause(max(0.0, until - now), states), announce=True
             )
 
     def resume(self, units: tuple[str, ...]) -> None:
-        for part, states in self._counting(units):
+        for limit_set, states in self._counting(units):
             with self.store.lock:
                 for state in states:
                     state.paused_until = -math.inf
             self._tell(
-                part, lambda batch, _, states=states: batch.resume(states), announce=True, tell=Scheduler.on_resumed
+                limit_set,
+                lambda batch, _, states=states: batch.resume(states),
+                announce=True,
+                tell=Scheduler.on_resumed,
             )
 
     def reconfigure(self, limits: Mapping[str, tuple[Limit, ...]]) -> None:
         """Replace the limits of these units for every process. What was used stays used; waiters are decided anew."""
         changed = []
-        for part in self.sets:
-            mine = {unit: kinds for unit, kinds in limits.items() if unit in part.states}
+        for limit_set in self.sets:
+            mine = {unit: kinds for unit, kinds in limits.items() if unit in limit_set.states}
             if mine:
-                if part.lease is not None:
-                    check_lease(part.lease, mine)
-                part.terms_of({**part.limits(), **mine})  # refuses what a store cannot count, before a change
-                changed.append((part, mine))
+                if limit_set.lease is not None:
+                    check_lease(limit_set.lease, mine)
+                limit_set.terms_of({**limit_set.limits(), **mine})  # refuses what a store cannot count, before a change
+                changed.append((limit_set, mine))
         with self.store.lock:
             now = clock.now()
-            for part, mine in changed:
-                part.promise(mine, now)
-                self._change(part)
+            for limit_set, mine in changed:
+                limit_set.promise(mine, now)
+                self._change(limit_set)
 
-    def _change(self, part: SharedLimitSet) -> None:
-        self.dispatcher.post(lambda scheduler, now: scheduler.on_change(part, now))
+    def _change(self, limit_set: SharedLimitSet) -> None:
+        self.dispatcher.post(lambda scheduler, now: scheduler.on_change(limit_set, now))
 
     def observe(self, remaining: Mapping[str, float], reset: Mapping[str, float], grant: Grant | None) -> None:
         plan = self.plan()
@@ -415,13 +418,13 @@ class SharedBackend:
         return [
             {
                 **options,
-                "name": part.name,
-                "limits": part.limits(),
-                "lease": part.lease,
-                "ageing": part.queue.waiters.ageing,
-                "flow_weights": part.flow_weights,
+                "name": limit_set.name,
+                "limits": limit_set.limits(),
+                "lease": limit_set.lease,
+                "ageing": limit_set.queue.waiters.ageing,
+                "flow_weights": limit_set.flow_weights,
             }
-            for part in self.sets
+            for limit_set in self.sets
         ]
 
     def itself(self) -> SharedBackend:
@@ -435,7 +438,7 @@ class SharedBackend:
             which = "the first" if self.lease is not None else "the second"
             raise ValueError(f"only {which} is leased, so they cannot be decided together: give both lease= or none")
         sets = tuple(dict.fromkeys((*self.sets, *other.sets)))
-        if len({self.store.group_of(part.name) for part in sets}) > 1:
+        if len({self.store.group_of(limit_set.name) for limit_set in sets}) > 1:
             raise ValueError(
                 "they live in different hash slots of the cluster, which cannot be decided together: "
                 "write their limits into one limiter, or give both names of one group, "
@@ -443,8 +446,8 @@ class SharedBackend:
             )
         with self.store.lock:
             queue = sets[0].queue
-            for part in sets[1:]:
-                queue = queue.merge(part.queue)
+            for limit_set in sets[1:]:
+                queue = queue.merge(limit_set.queue)
         return SharedBackend(self.dispatcher, sets)
 
 
@@ -469,9 +472,9 @@ def shared_backend(
         lease = check_lease(lease, limits)
     weights = {flow_key(flow): weight for flow, weight in (flow_weights or {}).items()}
     dispatcher = dispatcher_of(store)
-    part = dispatcher.limit_set(name, limits, ageing, weights, lease)
-    part.flow_weights = flow_weights
-    return SharedBackend(dispatcher, (part,))
+    limit_set = dispatcher.limit_set(name, limits, ageing, weights, lease)
+    limit_set.flow_weights = flow_weights
+    return SharedBackend(dispatcher, (limit_set,))
 
 
 def check_lease(lease: Any, limits: Mapping[str, tuple[Limit, ...]]) -> float:

@@ -200,8 +200,8 @@ class Dispatcher:
             with self.lock:
                 changes, batch = self.decide(requests, messages, clock.now())
             self._wake()
-            for part in changes:
-                self._change(part)
+            for limit_set in changes:
+                self._change(limit_set)
             if batch is not None:
                 self._carry(batch)
         except Exception as error:  # noqa: BLE001 - a defect, ours or a store's
@@ -274,7 +274,7 @@ class Dispatcher:
         self.calls += 1
         now = batch.sent = clock.now()
         lead = clock.wall() * 1e6 - now * 1e6 if self._lead is None else self._lead
-        terms = [part.terms for part in batch.offsets]
+        terms = [limit_set.terms for limit_set in batch.offsets]
         return Batch(terms, batch.operations, self.scheduler.state.owner, self._number, now * 1e6 + lead)
 
     def _carry(self, batch: BatchInFlight) -> None:
@@ -392,26 +392,26 @@ class Dispatcher:
             _log.warning("%r answers again", self.store)
             self._events.append(StoreRecovered(repr(self.store)))
 
-    def _change(self, part: SharedLimitSet) -> None:
+    def _change(self, limit_set: SharedLimitSet) -> None:
         """Tell the store of new limits."""
-        terms = part.terms
+        terms = limit_set.terms
         try:
             with self._io:
                 self.store.change(terms)
         except Unreachable as error:
             with self.lock:
                 state = self.scheduler.state
-                state.changes[part] = None
+                state.changes[limit_set] = None
                 state.at(clock.now() + RETRY[1], lambda _: None)
             _log.warning("new limits for %r have not reached the store yet: %s", terms.name, error)
             time.sleep(RETRY[1])
         except Exception as error:  # noqa: BLE001 - every caller must hear of it
             _log.exception("the store refused new limits for %r", terms.name)
             with self.lock:
-                self.scheduler.state.fail_queue(part, error)
+                self.scheduler.state.fail_queue(limit_set, error)
             self._wake()
         else:
-            part.agreed = True
+            limit_set.agreed = True
 
 
 class _Announced:

@@ -73,7 +73,7 @@ class Leasing:
         def ring(_: float) -> None:
             state.dirty[queue.standing()] = None
             if not state.store.hears:
-                state.looks += [Look(part, None) for part in queue.standing().sets]
+                state.looks += [Look(limit_set, None) for limit_set in queue.standing().sets]
                 state.urgent = True
 
         state.at(moment, ring)

@@ -18,8 +18,8 @@ def store_lost(scheduler: Scheduler, batch: BatchInFlight, packed: Batch, error:
     """No answer for `patience`: whether the batch was decided is not known."""
     state, store = scheduler.state, scheduler.store
     outage = scheduler.outage = Outage(batch, packed, error, told=True)
-    for part in batch.offsets:
-        part.confirming = False
+    for limit_set in batch.offsets:
+        limit_set.confirming = False
     state.answer_looks([*batch.looks, *state.looks], error)
     batch.looks, state.looks = [], []
     if store.on_outage == "raise":
@@ -38,9 +38,9 @@ def node_silent(scheduler: Scheduler, node: object, silence: Outage) -> None:
     """A node gave no answer to a batch: hold up what lives there."""
     silent = scheduler.state.silent
     silent[silence if node in silent else node] = silence
-    for part in silence.batch.offsets:
-        part.confirming = False
-        part.queue.problem = silence.error
+    for limit_set in silence.batch.offsets:
+        limit_set.confirming = False
+        limit_set.queue.problem = silence.error
 
 
 def node_lost(scheduler: Scheduler, silence: Outage) -> None:
@@ -52,9 +52,9 @@ def node_lost(scheduler: Scheduler, silence: Outage) -> None:
     scheduler.refuse_asked(silence.batch, silence.error)
     state.answer_looks([look for look in state.looks if state.silence_of(look.limit_set) is silence], silence.error)
     state.looks = [look for look in state.looks if not look.done]
-    for part in list(state.limit_sets.values()):
-        if state.silence_of(part) is silence:
-            state.fail_queue(part, silence.error)
+    for limit_set in list(state.limit_sets.values()):
+        if state.silence_of(limit_set) is silence:
+            state.fail_queue(limit_set, silence.error)
 
 
 def found(scheduler: Scheduler, outage: Outage, answer: Reply | Exception, now: float) -> None:

@@ -84,7 +84,7 @@ class StoreQueue:
 
     def states(self) -> list[Any]:
         """All limits that calls are charged on here."""
-        return [state for part in self.sets for state in part.order]
+        return [state for limit_set in self.sets for state in limit_set.order]
 
     def unblock(self, limit: LimitState) -> None:
         """Ask again for those that wait for a limit, as something comes back there."""

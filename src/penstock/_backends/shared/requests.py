@@ -195,7 +195,7 @@ class StoreReceipts:
             wanted[state] = wanted.get(state, 0) + amount
         return wanted
 
-    def parts(self) -> set[SharedLimitSet]:
+    def limit_sets(self) -> set[SharedLimitSet]:
         """The limit sets that are to be charged."""
         return {state.limit_set for state in self.wants()}
 

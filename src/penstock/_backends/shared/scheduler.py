@@ -120,14 +120,14 @@ class Scheduler:
     def take_changes(self) -> list[SharedLimitSet]:
         """Limit sets whose new limits the store must hear of, and can."""
         changes = self._changes()
-        for part in changes:
-            del self.state.changes[part]
+        for limit_set in changes:
+            del self.state.changes[limit_set]
         return changes
 
     def _changes(self) -> list[SharedLimitSet]:
         if self.outage is not None:
             return []
-        return [part for part in self.state.changes if self.state.silence_of(part) is None]
+        return [limit_set for limit_set in self.state.changes if self.state.silence_of(limit_set) is None]
 
     # What comes in
 
@@ -217,10 +217,10 @@ class Scheduler:
         self.on_command(command)
         self.state.ask_again(command.limit_set.queue)
 
-    def on_change(self, part: SharedLimitSet, now: float) -> None:
+    def on_change(self, limit_set: SharedLimitSet, now: float) -> None:
         """Limits were replaced in this process."""
-        self.state.changes[part] = None
-        self._agreement.recharge(part, now)
+        self.state.changes[limit_set] = None
+        self._agreement.recharge(limit_set, now)
 
     def on_look(self, look: Look) -> None:
         """A caller wants to see how a limit set stands."""
@@ -234,17 +234,17 @@ class Scheduler:
     def on_announced(self, name: str) -> None:
         """Another process has paused or changed something under these names; empty: under any name."""
         state = self.state
-        for part in [state.limit_sets.get(name)] if name else list(state.limit_sets.values()):
-            if part is None:
+        for limit_set in [state.limit_sets.get(name)] if name else list(state.limit_sets.values()):
+            if limit_set is None:
                 continue
-            self._confirm(part)
-            state.ask_again(part.queue)
+            self._confirm(limit_set)
+            state.ask_again(limit_set.queue)
 
     def on_freed(self, name: str, seconds: float) -> None:
         """Another process has given back as much as flows in in so many seconds: bookings come so much sooner."""
-        part = self.state.limit_sets.get(name)
-        if part is not None and len(part.queue):
-            self.state.ask_again(part.queue, seconds)
+        limit_set = self.state.limit_sets.get(name)
+        if limit_set is not None and len(limit_set.queue):
+            self.state.ask_again(limit_set.queue, seconds)
 
     def on_stop(self, now: float) -> None:
         """Refuse all that comes after this: it would wait for ever."""
@@ -271,12 +271,12 @@ class Scheduler:
         self.state.answers_again()
         self.state.silent.clear()
 
-    def _confirm(self, part: SharedLimitSet) -> None:
+    def _confirm(self, limit_set: SharedLimitSet) -> None:
         """Ask the store whether the reservations still hold, before they are used."""
-        if self.outage is not None or self.state.silence_of(part) is not None:
+        if self.outage is not None or self.state.silence_of(limit_set) is not None:
             return
-        part.confirming = True
-        self.on_look(Look(part, None))
+        limit_set.confirming = True
+        self.on_look(Look(limit_set, None))
 
     # Reservations
 
@@ -310,12 +310,12 @@ class Scheduler:
         """The moment for which a request has a reservation is there."""
         if request.stage is not Stage.RESERVED or request.due > now:
             return
-        parts = {of.limit_set for of, _ in request.charges}
+        limit_sets = {of.limit_set for of, _ in request.charges}
         if not self.store.hears and request.waited > UNCONFIRMED and not request.confirmed and self.outage is None:
             request.confirmed = True  # another process may have paused everything, and this one would not know
-            for part in parts:
-                self._confirm(part)
-        if any(part.confirming for part in parts):
+            for limit_set in limit_sets:
+                self._confirm(limit_set)
+        if any(limit_set.confirming for limit_set in limit_sets):
             return
         queue = self.state.queue_of(request)
         queue.reserved.remove(request)
@@ -354,8 +354,8 @@ class Scheduler:
             adopted = self._agreement.disagree(batch, reply.others, now)
             # What was asked waits again, and is charged on the limits of now like all that wait.
             self.unsend(batch, now)
-            for part in adopted:
-                self._agreement.recharge(part, now)
+            for limit_set in adopted:
+                self._agreement.recharge(limit_set, now)
             return
         verdicts = batch.read(reply)
         self.state.round_trip += (now - batch.sent - self.state.round_trip) / 8
@@ -367,7 +367,7 @@ class Scheduler:
                 for debit in settlement.debits:
                     self.state.owe(debit.state, debit.amount)
         woken, asked, granted, epochs = self.state.woken, _ASKED, _GRANTED, batch.epochs
-        plain = not self.state.apart and not any(of.renewed for part in batch.offsets for of in part.order)
+        plain = not self.state.apart and not any(of.renewed for limit_set in batch.offsets for of in limit_set.order)
         refused: list[SharedRequest] = []
         served: dict[StoreQueue, None] = {}
         for request, verdict in zip(batch.asked, verdicts, strict=True):
@@ -406,40 +406,40 @@ class Scheduler:
             self.state.dirty[queue] = None
         for queue in served:
             self._leasing.serve(queue, now)
-        for part in batch.offsets:
+        for limit_set in batch.offsets:
             if batch.misdated:
-                self._confirm(part)
-            self._look_at_reservations(part, now)
+                self._confirm(limit_set)
+            self._look_at_reservations(limit_set, now)
         # What came back may be enough for more than was asked for.
         gave_back = {refund.state.limit_set for refund in batch.refunds}
-        for part in gave_back.union(batch.offsets):
-            if len(part.queue.waiters) and (part in gave_back or part.queue.can_go(now)):
-                self.state.dirty[part.queue] = None
+        for limit_set in gave_back.union(batch.offsets):
+            if len(limit_set.queue.waiters) and (limit_set in gave_back or limit_set.queue.can_go(now)):
+                self.state.dirty[limit_set.queue] = None
         self.state.answer_looks(batch.looks, None)
         batch.asked = []  # requests name the batch, too: without this, only the garbage collector could free them
 
     def _mirror(self, batch: BatchInFlight, reply: Reply, now: float) -> None:
         """Note how things stand."""
         offset = 0
-        for part in batch.offsets:
-            part.agreed = True
-            part.confirming = False
-            part.queue.problem = None
+        for limit_set in batch.offsets:
+            limit_set.agreed = True
+            limit_set.confirming = False
+            limit_set.queue.problem = None
             if not self.state.apart:
-                part.epoch = batch.epochs[part]
-            paused_until = part.paused_until() if part.queue.lease is not None else -math.inf
-            part.mirror(reply.states, offset, now, reply.now)
-            if now < paused_until and part.paused_until() < paused_until - 0.001:
-                self.state.dirty[part.queue] = None  # it would look at what it holds when the pause was to end
-            offset += 3 * len(part.order)
+                limit_set.epoch = batch.epochs[limit_set]
+            paused_until = limit_set.paused_until() if limit_set.queue.lease is not None else -math.inf
+            limit_set.mirror(reply.states, offset, now, reply.now)
+            if now < paused_until and limit_set.paused_until() < paused_until - 0.001:
+                self.state.dirty[limit_set.queue] = None  # it would look at what it holds when the pause was to end
+            offset += 3 * len(limit_set.order)
 
     def _admitted(self, request: SharedRequest, batch: BatchInFlight, wait: float, now: float) -> None:
         state, apart = self.state, self.state.apart
         for of, amount in request.charges:
             if of.renewed:
-                part = of.limit_set
-                part.places[of] = part.places.get(of, 0.0) + amount
-                state.renew_later(part, now)
+                limit_set = of.limit_set
+                limit_set.places[of] = limit_set.places.get(of, 0.0) + amount
+                state.renew_later(limit_set, now)
             if apart:
                 state.owe(of, amount)
         if wait <= 0 and request.batch is batch and request.stage is Stage.ASKED:  # as most are
@@ -501,9 +501,9 @@ class Scheduler:
             watched = math.inf if self.store.hears else FREED_WATCHED
             queue.blocked[request] = of, now + min(max(wait, 1e-5), watched)
 
-    def _look_at_reservations(self, part: SharedLimitSet, now: float) -> None:
+    def _look_at_reservations(self, limit_set: SharedLimitSet, now: float) -> None:
         """Use the reservations that are due; give up those that a younger pause has overtaken."""
-        queue = part.queue
+        queue = limit_set.queue
         for request in list(queue.reserved):
             if any(of.paused_until > request.due + 0.001 for of, _ in request.charges):
                 queue.reserved.remove(request)
@@ -551,7 +551,7 @@ class Scheduler:
     def failed(self, batch: BatchInFlight, error: Exception, now: float) -> None:
         """The store said no: nothing was decided. One of the batch's queues is to blame, so ask for each by itself."""
         state = self.state
-        queues = {part.queue for part in batch.offsets}
+        queues = {limit_set.queue for limit_set in batch.offsets}
         for queue in queues:
             queue.problem = error
         if len(queues) > 1:
@@ -560,14 +560,14 @@ class Scheduler:
             return
         for request in batch.asked:
             if type(request) is LeaseAsked:
-                for part in list(request.queue.standing().sets):
-                    state.fail_queue(part, error)
+                for limit_set in list(request.queue.standing().sets):
+                    state.fail_queue(limit_set, error)
         self.refuse_asked(batch, error)
         self.unsend(batch, now)
         state.urgent = state.something_to_say_but_for(queues)  # what is about this queue goes along with its next batch
-        for part in batch.offsets:
-            part.confirming = False
-            queue = part.queue
+        for limit_set in batch.offsets:
+            limit_set.confirming = False
+            queue = limit_set.queue
             for request in list(queue.reserved):
                 if request.due <= now:
                     self._due(request, now)

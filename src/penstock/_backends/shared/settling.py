@@ -100,17 +100,17 @@ class Settling:
     @staticmethod
     def _tell(of: SharedLimitState, amount: float, batch: BatchInFlight) -> None:
         """See to it that other processes hear of what they may have sooner, together, once it is worth it."""
-        part = of.limit_set
-        part.freed += amount / of.throughput
-        if part.freed >= WORTH_SAYING:
-            batch.freed[part.name] = batch.freed.get(part.name, 0.0) + part.freed
-            part.freed = 0.0
+        limit_set = of.limit_set
+        limit_set.freed += amount / of.throughput
+        if limit_set.freed >= WORTH_SAYING:
+            batch.freed[limit_set.name] = batch.freed.get(limit_set.name, 0.0) + limit_set.freed
+            limit_set.freed = 0.0
 
     def _write_settlements(self, batch: BatchInFlight) -> None:
         """Write the true costs of grants. One whose last debit has no answer yet waits for that."""
         state = self._state
         for receipts in list(state.settlements):
-            if receipts.open() or not all(state.fits(batch, part) for part in receipts.parts()):
+            if receipts.open() or not all(state.fits(batch, limit_set) for limit_set in receipts.limit_sets()):
                 continue
             del state.settlements[receipts]
             refunds, debits = receipts.difference()
@@ -132,10 +132,10 @@ class Settling:
 
     def _write_renewals(self, batch: BatchInFlight, now: float) -> None:
         state = self._state
-        for part in list(state.renewing):
-            if part.renew_at <= now and state.fits(batch, part):
-                part.renew_at = float("inf")
-                del state.renewing[part]
-                for of in [of for of, places in part.places.items() if places > 0]:
+        for limit_set in list(state.renewing):
+            if limit_set.renew_at <= now and state.fits(batch, limit_set):
+                limit_set.renew_at = float("inf")
+                del state.renewing[limit_set]
+                for of in [of for of, places in limit_set.places.items() if places > 0]:
                     batch.renew(of)
-                    state.renew_later(part, now)
+                    state.renew_later(limit_set, now)

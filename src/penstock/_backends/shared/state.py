@@ -1,4 +1,4 @@
-"""What the scheduler of a process knows, and the steps that all of its parts take.
+"""What the scheduler of a process knows, and the steps that its modules share.
 
 Nothing here talks to a store, waits or reads a clock. All of it is changed in the dispatcher's thread, with the lock of
 the store held.
@@ -115,11 +115,11 @@ class SchedulerState:
         """In the child of a fork: all that waits and all that is held is the parent's."""
         for queue in self.queues:
             queue.forget()
-        for part in list(self.limit_sets.values()):
-            part.places.clear()
-            part.renew_at = math.inf
-            part.confirming = False
-            for state in part.order:
+        for limit_set in list(self.limit_sets.values()):
+            limit_set.places.clear()
+            limit_set.renew_at = math.inf
+            limit_set.confirming = False
+            for state in limit_set.order:
                 state.pool = LeasePool()  # a lease is used by one process
         self.begin()
 
@@ -183,9 +183,9 @@ class SchedulerState:
         request.caller.refused += 1
         self._wake(request)
 
-    def fail_queue(self, part: SharedLimitSet, error: Exception) -> None:
+    def fail_queue(self, limit_set: SharedLimitSet, error: Exception) -> None:
         """Tell all that wait behind a limit set that there is no answer, and why."""
-        queue = part.queue
+        queue = limit_set.queue
         waiting: list[Any] = [*queue.fresh, *queue.waiters]
         for request in waiting:
             if request.stage in {Stage.NEW, Stage.QUEUED}:
@@ -195,8 +195,8 @@ class SchedulerState:
         self.dirty.pop(queue, None)
 
     def fail_all(self, error: Exception) -> None:
-        for part in list(self.limit_sets.values()):
-            self.fail_queue(part, error)
+        for limit_set in list(self.limit_sets.values()):
+            self.fail_queue(limit_set, error)
 
     def _wake(self, request: SharedRequest) -> None:
         parker = request.parker
@@ -295,28 +295,28 @@ class SchedulerState:
         if len(queue):
             self.ask_again(queue, max(amount / of.throughput for of, amount in booking.charges))
 
-    def silence_of(self, part: SharedLimitSet) -> Outage | None:
+    def silence_of(self, limit_set: SharedLimitSet) -> Outage | None:
         """The silence that holds a limit set up: of its node, or of the one that was asked for it last."""
         for silence in self.silent.values():
-            if part in silence.batch.offsets:
+            if limit_set in silence.batch.offsets:
                 return silence
-        return self.silent.get(self.store.node_of(part.name)) if self.silent else None
+        return self.silent.get(self.store.node_of(limit_set.name)) if self.silent else None
 
     def held_up(self, queue: StoreQueue) -> Outage | None:
         """The silence that holds up all that waits in a queue."""
-        for part in queue.sets:
-            silence = self.silence_of(part)
+        for limit_set in queue.sets:
+            silence = self.silence_of(limit_set)
             if silence is not None:
                 return silence
         return None
 
-    def fits(self, batch: BatchInFlight, part: SharedLimitSet) -> bool:
+    def fits(self, batch: BatchInFlight, limit_set: SharedLimitSet) -> bool:
         """Whether a limit set can be decided together with what is in the batch already."""
-        if self.silent and self.silence_of(part) is not None:
+        if self.silent and self.silence_of(limit_set) is not None:
             return False
-        group = self.store.group_of(part.name)
+        group = self.store.group_of(limit_set.name)
         if self.separate:
-            group = (group, id(part.queue))
+            group = (group, id(limit_set.queue))
         if batch.group is NOBODY:
             batch.group = group
         return bool(batch.group == group)
@@ -355,7 +355,7 @@ class SchedulerState:
             *(look.limit_set for look in self.looks),
             *(state.limit_set for state in self.owed),
         ]
-        if any(part.queue not in queues for part in about):
+        if any(limit_set.queue not in queues for limit_set in about):
             return True
         return any(receipts.queue() not in queues and not receipts.open() for receipts in self.settlements)
 
@@ -387,9 +387,9 @@ class SchedulerState:
         queue.hurry(seconds)
         self.dirty[queue] = None
 
-    def renew_later(self, part: SharedLimitSet, now: float) -> None:
+    def renew_later(self, limit_set: SharedLimitSet, now: float) -> None:
         """See to it that places that are held are renewed in time."""
-        if part.renew_at == math.inf:
-            part.renew_at = now + part.place_ttl / 3
-            self.renewing[part] = None
-            self.speak_at(part.renew_at)
+        if limit_set.renew_at == math.inf:
+            limit_set.renew_at = now + limit_set.place_ttl / 3
+            self.renewing[limit_set] = None
+            self.speak_at(limit_set.renew_at)

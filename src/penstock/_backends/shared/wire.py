@@ -171,12 +171,12 @@ class BatchInFlight:
 
     # Writing
 
-    def include(self, part: SharedLimitSet) -> int:
+    def include(self, limit_set: SharedLimitSet) -> int:
         """Let a limit set be read; return the number of its first limit here."""
-        offset = self.offsets.get(part)
+        offset = self.offsets.get(limit_set)
         if offset is None:
-            offset = self.offsets[part] = self.width
-            self.width += len(part.order)
+            offset = self.offsets[limit_set] = self.width
+            self.width += len(limit_set.order)
         return offset
 
     def at(self, state: SharedLimitState) -> float:
@@ -342,13 +342,13 @@ class BatchInFlight:
         return at
 
     def _limit(self, number: int) -> SharedLimitState:
-        for part, offset in self.offsets.items():
-            if offset <= number < offset + len(part.order):
-                return part.order[number - offset]
+        for limit_set, offset in self.offsets.items():
+            if offset <= number < offset + len(limit_set.order):
+                return limit_set.order[number - offset]
         raise IndexError(number)
 
     def _nonsense(self, reply: Reply) -> StoreError:
-        names = ", ".join(repr(part.name) for part in self.offsets)
+        names = ", ".join(repr(limit_set.name) for limit_set in self.offsets)
         return StoreError(
             f"the store's answer about {names} makes no sense ({len(reply.epochs)} epochs, "
             f"{len(reply.states)} states and {len(reply.verdicts)} verdicts to {len(self.asked)} requests): "
