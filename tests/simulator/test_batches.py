@@ -81,14 +81,16 @@ async def test_a_batch_is_told_as_of_one_moment(virtual_time, monkeypatch):
 async def test_rows_that_fail_are_in_the_error_file(virtual_time):
     """A wrong row with its 400, others with the server's own trouble; sent again, they may well succeed."""
     client = Client(batches=Batches(faults=Faults(server_error=0.5)))
-    rows = [*map(row, range(40)), row("x", body={"model": "m"})]
+    streaming = row("y", body=row(0)["body"] | {"stream": True})
+    rows = [*map(row, range(40)), row("x", body={"model": "m"}), streaming]
     batch = await create(client, rows)
     await anyio.sleep(10)
     batch = await look(client, batch)
     failed = {line["custom_id"]: line for line in await lines(client, batch["error_file_id"])}
-    assert batch["request_counts"] == {"total": 41, "completed": 41 - len(failed), "failed": len(failed)}
+    assert batch["request_counts"] == {"total": 42, "completed": 42 - len(failed), "failed": len(failed)}
     assert 10 < len(failed) < 30
     assert failed.pop("row-x")["response"]["body"]["error"]["code"] == "missing_required_parameter"
+    assert failed.pop("row-y")["response"]["body"]["error"]["message"].startswith("Streaming is not supported")
     assert {line["response"]["status_code"] for line in failed.values()} == {500}
 
 
@@ -153,6 +155,13 @@ async def test_a_wrong_file_fails_when_it_is_checked(virtual_time, rows, code, l
     assert (batch["output_file_id"], batch["error_file_id"], batch["in_progress_at"]) == (None, None, None)
 
 
+async def test_of_a_file_that_is_wrong_throughout_a_hundred_errors_are_told(virtual_time):
+    client = Client(batches=Batches())
+    batch = await create(client, [row(n, method="GET") for n in range(120)])
+    await anyio.sleep(1)
+    assert [error["line"] for error in (await look(client, batch))["errors"]["data"]] == list(range(1, 101))
+
+
 async def test_the_tokens_of_a_models_queue_are_limited(virtual_time):
     """A batch above what is left fails when it is checked; other models have their own; what ended makes room."""
     client = Client(batches=Batches(enqueued_tokens=100, validating=1, duration=50, finalizing=0))
@@ -200,9 +209,16 @@ async def test_what_is_not_there_or_wrong_is_said(virtual_time):
     assert (await client.post("/v1/batches/batch_x/cancel", {})).status_code == 404
     assert (await client.http.get("/v1/batches", headers={"authorization": "Bearer no"})).status_code == 401
     assert (await client.post("/v1/files", {})).status_code == 400
-    file = (await upload(client, [b"{}\n"])).json()
+    assert (await client.http.post("/v1/files", files={"file": ("f", b"{}")})).status_code == 400  # for what purpose?
+    file, other = (await upload(client, [b"{}\n"])).json(), (await upload(client, [b"{}\n"], "user_data")).json()
     right = {"input_file_id": file["id"], "endpoint": CHAT, "completion_window": "24h"}
-    wrongs = {"input_file_id": "file-x"}, {"endpoint": "/v1/files"}, {"completion_window": "1h"}, {"metadata": {"a": 1}}
+    wrongs = (
+        {"input_file_id": "file-x"},
+        {"input_file_id": other["id"]},
+        {"endpoint": "/v1/files"},
+        {"completion_window": "1h"},
+        {"metadata": {"a": 1}},
+    )
     for wrong in wrongs:
         assert (await client.post("/v1/batches", right | wrong)).status_code == 400
     assert (await client.http.post("/v1/batches", content=b"[")).status_code == 400
@@ -222,7 +238,16 @@ async def test_faults_happen_to_these_endpoints_too(virtual_time):
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"--b", b"--b\r\n", b"--b\r\nno-name: x\r\n\r\n1\r\n--b--", b"--b\r\n\r\n1\r\n--b", b"x" * 99]
+    "body",
+    [
+        b"",
+        b"--b",
+        b"--b\r\n",
+        b"--b\r\nno-name: x\r\n\r\n1\r\n--b--",
+        b"--b\r\n\r\n1\r\n--b",
+        b"x" * 99,
+        b"--b\r\ncontent-disposition: form-data\r\n\r\n1\r\n--b--",
+    ],
 )
 async def test_a_form_that_is_none_is_refused(virtual_time, body):
     client = Client()

@@ -35,6 +35,12 @@ async def test_what_headers_tell_is_read_as_what_is_left(virtual_time, dialect):
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
+async def test_only_openai_and_azure_tell_how_many_images_may_be_made(virtual_time, dialect):
+    told = headers.read((await Client(dialect=dialect, images="5/min").ask()).headers, 200, wall=clock.wall()).quotas
+    assert [quota.unit for quota in told] == (["images"] if dialect in {"openai", "azure"} else [])
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
 async def test_a_refusal_is_judged_as_one_to_wait_for(virtual_time, dialect):
     """For as long as it says, which is as long as it takes: the next request after it is let in."""
     client = Client(dialect=dialect, requests="1/min", count_refused=False)
@@ -114,6 +120,9 @@ async def test_a_request_of_geminis_own_is_answered_in_its_own_form(virtual_time
     assert client.account.statistics().tokens_used == 12 + 4
     for wrong in ([], {"contents": "text"}, {"contents": [7]}, {"contents": [{"parts": 7}]}):
         assert (await client.http.post(path, json=wrong)).status_code == 400
+    must = {"toolConfig": {"functionCallingConfig": {"mode": "ANY"}}}
+    for none in (5, [7], [{}], [{"functionDeclarations": 5}]):  # no tool is there that must be called
+        assert (await client.http.post(path, json=body | must | {"tools": none})).status_code == 200
 
 
 async def test_a_request_of_coheres_own_is_answered_in_its_own_form(virtual_time):
@@ -121,6 +130,8 @@ async def test_a_request_of_coheres_own_is_answered_in_its_own_form(virtual_time
     reply = (await client.post("/v2/chat", QUESTION)).json()
     assert reply["message"]["content"][0]["text"].startswith(fingerprint("hello"))
     assert reply["usage"]["tokens"]["output_tokens"] == 16
+    openais = {"functions": [{"name": "f"}], "function_call": {"name": "f"}, "stream": True}
+    assert "content-delta" in (await client.post("/v2/chat", QUESTION | openais)).text
     assert (await Client().post("/v2/chat", QUESTION)).status_code == 404
 
 

@@ -113,7 +113,7 @@ async def test_a_change_may_be_one_of_output_alone(virtual_time):
 @pytest.mark.anyio
 async def test_no_body_breaks_an_endpoint(virtual_time):
     client = Client()
-    odd = [{}, {"prompt": 5}, {"prompt": "x", "n": True}, {"input": {}}, {"input": [5, None]}, {"input": "x", "model": []}, {"file": 5, "model": "m"}]  # fmt: skip
+    odd = [{}, {"prompt": 5}, {"prompt": "x", "n": True}, {"input": {}}, {"input": 5}, {"input": [5, None]}, {"input": "x", "model": []}, {"file": 5, "model": "m"}]  # fmt: skip
     for path in ("images/generations", "images/edits", "audio/speech", "audio/transcriptions", "moderations"):
         for body in odd:
             assert (await client.post(f"/v1/{path}", body)).status_code in {200, 400}

@@ -51,6 +51,17 @@ async def test_a_sliding_window_gives_each_back_a_period_later():
     assert admitted(account, 2) == 1
 
 
+async def test_a_large_request_waits_until_enough_of_a_sliding_window_is_back():
+    """After the second of those that left: the first gives too little back, and the third is not needed."""
+    account = Account(Simulation(tokens=sliding(90, 10), count_refused=False))
+    for _ in range(3):
+        assert admitted(account, tokens=30) == 1
+        await anyio.sleep(2)
+    assert account.admit("m", 60).headers["retry-after-ms"] == "6000"
+    await anyio.sleep(6)
+    assert admitted(account, tokens=60) == 1
+
+
 async def test_a_hidden_limit_is_kept_and_not_told():
     account = Account(Simulation(requests=["10000/day", Hidden(Window(5, 1))]))
     assert admitted(account, 8) == 5

@@ -121,7 +121,7 @@ async def test_a_wait_may_be_told_in_words_alone_or_not_at_all(virtual_time):
         assert judge(429, refused.content, refused.headers).wait == wait
 
 
-async def test_bodies_are_bounded_in_size_and_time(virtual_time):
+async def test_bodies_are_bounded_in_size_and_time(virtual_time, monkeypatch):
     client = Client(max_body=1000)
     assert (await client.ask("x" * 1000)).status_code == 413
     assert (await client.ask("x" * 100)).status_code == 200
@@ -132,6 +132,13 @@ async def test_bodies_are_bounded_in_size_and_time(virtual_time):
 
     reply = await client.http.post(CHAT, content=slow())
     assert (reply.status_code, clock.now()) == (408, 60.0)
+    monkeypatch.setattr(simulator._bodies, "_MOST_DROPPED", 10_000)
+
+    async def endless():
+        while True:
+            yield b"x" * 100
+
+    assert (await client.http.post(CHAT, content=endless())).status_code == 413
     assert client.account.statistics().admitted == 1
 
 

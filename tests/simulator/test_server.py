@@ -239,6 +239,18 @@ def test_a_port_in_use_is_an_error_before_anything_runs():
             simulator.run(Simulation(), port=port)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_server_that_cannot_start_is_an_error_and_leaves_no_thread(monkeypatch):
+
+    async def startup(*_):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(simulator._server._Uvicorn, "startup", startup)
+    with pytest.raises(RuntimeError, match="ended before it could serve"):
+        simulator.serve(Simulation()).__enter__()
+    assert not [thread for thread in threading.enumerate() if thread.name == "penstock-simulator"]
+
+
 async def test_statistics_can_be_read_from_outside():
     """By whoever has no hold of the server: as JSON, beside the API."""
     async with simulator.serve(Simulation(tokens="1000/min")) as server, sdk(server) as client:

@@ -45,6 +45,9 @@ class Penstock(BaseModel):
     state: Literal["open", "shut"]
     pair: tuple[int, str]
     sealed: bool
+    version: Literal[2]
+    weight: float
+    share: float = Field(lt=1)
     about: dict[str, str] = {}
 
 
@@ -82,8 +85,23 @@ def test_a_tool_that_must_be_called_is(client):
         (call,) = reply.choices[0].message.tool_calls
         assert (call.function.name, reply.choices[0].finish_reason) == ("open_valve", "tool_calls")
         Part.model_validate_json(call.function.arguments)
-    reply = client.chat.completions.create(model="m", messages=QUESTION, tools=[TOOL])
-    assert reply.choices[0].message.content.startswith(HELLO)
+    unforced = {"tools": [TOOL]}, {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "other"}}}
+    for asked in unforced:
+        reply = client.chat.completions.create(model="m", messages=QUESTION, **asked)
+        assert reply.choices[0].message.content.startswith(HELLO)
+
+
+def test_a_function_in_openais_older_words_is_called_as_one(client):
+    functions = [{"name": "shut_valve"}, TOOL["function"]]
+    asked = {"model": "m", "messages": QUESTION, "functions": functions, "function_call": {"name": "open_valve"}}
+    (choice,) = client.chat.completions.create(**asked).choices
+    assert (choice.message.tool_calls, choice.finish_reason) == (None, "function_call")
+    assert choice.message.function_call.name == "open_valve"
+    pieces = [chunk.choices[0].delta.function_call for chunk in client.chat.completions.create(**asked, stream=True)]
+    pieces = [piece for piece in pieces if piece is not None]
+    assert [piece.name for piece in pieces] == ["open_valve", *[None] * (len(pieces) - 1)]
+    assert "".join(piece.arguments for piece in pieces) == choice.message.function_call.arguments
+    Part.model_validate_json(choice.message.function_call.arguments)
 
 
 def test_a_stream_brings_a_call_in_pieces(client):
@@ -123,8 +141,9 @@ async def test_anthropic_gemini_and_cohere_say_it_in_their_own_words(virtual_tim
     place = "/v1beta/models/g:generateContent"
     schema = {"type": "OBJECT", "properties": {"name": {"type": "STRING"}}, "required": ["name"]}
     config = {"responseMimeType": "application/json", "responseSchema": schema}
-    said = (await Client(dialect="gemini").post(place, {"contents": contents, "generationConfig": config})).json()
-    assert json.loads(said["candidates"][0]["content"]["parts"][0]["text"]) == {"name": HELLO}
+    for form, value in ((config, {"name": HELLO}), ({"responseMimeType": "application/json"}, {"answer": HELLO})):
+        said = (await Client(dialect="gemini").post(place, {"contents": contents, "generationConfig": form})).json()
+        assert json.loads(said["candidates"][0]["content"]["parts"][0]["text"]) == value
     calling = {"tools": [{"functionDeclarations": [{"name": "f", "parameters": schema}]}], "toolConfig": {"functionCallingConfig": {"mode": "ANY"}}}  # fmt: skip
     said = (await Client(dialect="gemini").post(place, {"contents": contents, **calling})).json()
     assert said["candidates"][0]["content"]["parts"][0]["functionCall"] == {"name": "f", "args": {"name": HELLO}}
@@ -142,6 +161,7 @@ def wide():
 ODD = [{}, {"type": []}, {"type": {}}, {"$ref": 5}, {"$ref": "#/a/b"}, {"allOf": [{"$ref": "#"}]}, {"anyOf": []}, {"enum": []}, looped(), wide(),
        {"type": "array", "minItems": 10**12}, {"type": "string", "minLength": 10**12, "maxLength": -5}, {"type": "integer", "minimum": 10**400},
        {"type": "number", "multipleOf": 0, "exclusiveMinimum": 5, "exclusiveMaximum": 5}, {"type": "integer", "multipleOf": 1e-300, "maximum": 0},
+       {"type": "number", "multipleOf": 5e-324}, {"type": "number", "multipleOf": 1e-300, "minimum": 1e14},
        {"properties": [], "required": {}}, {"type": "array", "prefixItems": [None, 5]}, {"items": {"items": {"$ref": "#"}}}]  # fmt: skip
 
 

@@ -35,7 +35,7 @@ from penstock.simulator._dialects import (
     render_in,
     request_in,
 )
-from penstock.simulator._faulty import answer_badly, hang
+from penstock.simulator._faulty import answer_badly
 from penstock.simulator._simulation import FAULTS, Simulation
 
 ABORT = "penstock.abort"
@@ -279,7 +279,7 @@ class _Endpoint:
             if number == middle and draw.fault in _IN_STREAMS:
                 self.account.failed(draw.fault)
                 if draw.fault == "hang":
-                    await hang(request)
+                    await request.receive()  # returns when the client is gone
                 elif draw.fault != "truncated":
                     _hang_up(request)
                 return

@@ -254,6 +254,7 @@ class Library:
         done = self.done_until(batch, batch.ended)
         left = _CANCELLED if batch.cancelling <= batch.ended else _EXPIRED
         for number, line in enumerate(_lines(batch.file.content)):
+            yield
             row = parse(line)
             assert row is not None, "what cannot be read is refused when the batch is checked"
             random = self._draw(batch.endpoint, row["body"])
@@ -274,8 +275,6 @@ class Library:
                 "error": error,
             }
             (outputs if is_answer else failures).append(json.dumps(entry).encode() + b"\n")
-            if number % 100 == 99:
-                yield
         if outputs:
             batch.output = self.store(b"".join(outputs), f"{batch.id}_output.jsonl", "batch_output", batch.ended)
         if failures:

@@ -253,6 +253,8 @@ def request_in(path: str, body: dict[str, Any] | None, model: str | None) -> dic
             **({"stream": True} if path == STREAM else {}),
             **_geminis_form(body, settings if isinstance(settings, dict) else {}),
         }
+    if path == COHERE_CHAT:  # `functions` were never words of Cohere's
+        return {name: value for name, value in body.items() if name != "functions"}
     return body
 
 
@@ -267,8 +269,9 @@ def _geminis_form(body: dict[str, Any], settings: dict[str, Any]) -> dict[str, A
     config = body.get("toolConfig")
     calling = config.get("functionCallingConfig") if isinstance(config, dict) else None
     if isinstance(calling, dict) and calling.get("mode") == "ANY":
-        offered = [each for each in body.get("tools") or () if isinstance(each, dict)]
-        form["tools"] = [tool for each in offered for tool in each.get("functionDeclarations") or ()]
+        offered = body.get("tools") if isinstance(body.get("tools"), list) else ()
+        declared = [each.get("functionDeclarations") for each in offered or () if isinstance(each, dict)]
+        form["tools"] = [tool for those in declared if isinstance(those, list) for tool in those]
         form["tool_choice"] = "required"
     return form
 

@@ -42,11 +42,9 @@ async def answer_badly(
         hang_up: Cuts its connection.
     """
     bare = {name: value for name, value in headers.items() if "ratelimit" not in name}
-    if fault == "hang":
-        await hang(request)
-        return False
-    if fault == "dropped":
-        hang_up(request)
+    if fault in {"hang", "dropped"}:
+        if fault == "dropped":
+            hang_up(request)
         await request.receive()  # returns when the connection is gone, so that nothing is sent in its stead
         return False
     payload = Json(content).body
@@ -69,12 +67,6 @@ async def answer_badly(
         response = Response(_strange(fault, content, payload), 200, headers, _JSON)
     await response(request.scope, request.receive, send)
     return fault in {"gzip", "no_headers"}
-
-
-async def hang(request: Request) -> None:
-    """Say nothing until the client is gone."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _strange(fault: Fault, content: dict[str, Any], payload: bytes | memoryview) -> bytes:

@@ -59,22 +59,20 @@ def retry_headers(wait_ns: int) -> dict[str, str]:
 
 
 def hint_headers(wait_ns: int, form: str, wall: float) -> dict[str, str]:
-    """The same in one of the forms in which services say it, those of `Simulation.hints`.
+    """The same in one of the forms in which services say it.
 
     Args:
         wait_ns: Above 0.
-        form: Which one.
+        form: Which one of `Simulation.hints`, but "all".
         wall: Seconds since 1970, for dates.
     """
-    all_ = retry_headers(wait_ns)
-    if form == "all":
-        return all_
-    seconds = all_["retry-after"]
+    told = retry_headers(wait_ns)
+    seconds = told["retry-after"]
     forms = {
         "retry-after": {"retry-after": seconds},
         "duration": {"retry-after": f"{seconds}s"},
         "date": {"retry-after": formatdate(math.ceil(wall + wait_ns / 1e9), usegmt=True)},
-        "milliseconds": {"retry-after-ms": all_["retry-after-ms"]},
+        "milliseconds": {"retry-after-ms": told["retry-after-ms"]},
     }
     return forms.get(form, {})
 

@@ -241,14 +241,13 @@ class SlidingMeter(_CountingMeter[Sliding]):
             self._used += units
 
     def wait_ns(self, units: int) -> int:
-        level = self.level()
+        lacking, wait_ns = units - self.level(), 0
         for at_ns, used in self.log:
-            if units <= level:
+            if lacking <= 0:
                 break
-            level += used
-            if units <= level:
-                return at_ns + self._per_ns - self._at_ns
-        return 0
+            lacking -= used
+            wait_ns = at_ns + self._per_ns - self._at_ns
+        return wait_ns
 
     announced_wait_ns = wait_ns
 

@@ -124,15 +124,13 @@ def _as_text(entry: str | list[int]) -> str:
 
 
 def question(path: str, body: Body) -> str:
-    """The text that the answer belongs to; see `fingerprint`. Tokens given as numbers are joined by spaces."""
+    """The text that the answer to a valid request belongs to; see `fingerprint`. Tokens are joined by spaces."""
     if path == COMPLETIONS:
         return _as_text((_inputs(body.get("prompt")) or [""])[0])
     if path == RESPONSES and isinstance(body.get("input"), str):
         return str(body["input"])
-    messages = [m for m in _list(body.get("messages" if path == CHAT else "input")) if isinstance(m, dict)]
+    messages = body["messages" if path == CHAT else "input"]
     asked = [m for m in messages if m.get("role") == "user"] or messages
-    if not asked:
-        return ""
     content = asked[-1].get("content")
     parts = [part.get("text") for part in _list(content) if isinstance(part, dict)]
     return content if isinstance(content, str) else "".join(text for text in parts if isinstance(text, str))

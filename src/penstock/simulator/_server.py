@@ -191,9 +191,7 @@ class _Uvicorn(uvicorn.Server):
             try:
                 await app(scope, receive, send)
             except asyncio.CancelledError:
-                if not self.should_exit:
-                    raise
-                # Otherwise this is our own `shutdown`: no client is connected any more, and nothing went wrong.
+                pass  # by our own `shutdown`: no client is connected any more, and nothing went wrong
 
         options: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "ws": "none"}
         # By itself uvicorn closes connections that were idle for 5 s, just when clients that pace themselves use them

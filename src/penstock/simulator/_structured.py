@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,19 +87,11 @@ def _tool(body: Body) -> Form | None:
     must = _mapping(choice).get("type", choice)
     if named is None and must not in ("required", "any", "REQUIRED"):
         return None
-    for tool in _tools(body):
-        if named in (None, tool["name"]):
-            return Form(_mapping(tool.get("parameters", tool.get("input_schema"))), tool["name"])
-    return None
-
-
-def _tools(body: Body) -> Iterator[Body]:
-    for key in ("tools", "functions"):
-        offered = body.get(key)
-        for each in offered if isinstance(offered, list) else ():
-            tool = _mapping(_mapping(each).get("function", each))
-            if isinstance(tool.get("name"), str):
-                yield tool
+    offered = [each for key in ("tools", "functions") if isinstance(body.get(key), list) for each in body[key]]
+    functions = (_mapping(_mapping(each).get("function", each)) for each in offered)
+    fitting = (each for each in functions if isinstance(each.get("name"), str) and named in (None, each["name"]))
+    tool = next(fitting, None)
+    return None if tool is None else Form(_mapping(tool.get("parameters", tool.get("input_schema"))), tool["name"])
 
 
 def _mapping(value: object) -> Body:
@@ -195,7 +187,7 @@ def _amount(schema: Body, *, whole: bool) -> float:
     least, most = _number(schema.get("minimum"), -math.inf), _number(schema.get("maximum"), math.inf)
     above, below = _number(schema.get("exclusiveMinimum"), -math.inf), _number(schema.get("exclusiveMaximum"), math.inf)
     step = abs(_number(schema.get("multipleOf"), float(whole)))
-    if step:
+    if step > 1e-200:  # what is finer leaves no number out
         lowest = max(
             math.ceil(least / step) if least > -math.inf else -math.inf,
             math.floor(above / step) + 1 if above > -math.inf else -math.inf,
@@ -212,11 +204,6 @@ def _amount(schema: Body, *, whole: bool) -> float:
         elif value >= below:
             value = (below + max(least, above, below - 2)) / 2
     return int(value) if value == int(value) else value
-
-
-def _next(bound: float, way: int) -> float:
-    """The whole number that lies nearest beyond a bound."""
-    return bound if math.isinf(bound) else math.floor(bound) + 1 if way > 0 else math.ceil(bound) - 1
 
 
 def _number(value: object, default: float) -> float:
