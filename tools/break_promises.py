@@ -42,7 +42,7 @@ BREAKS = (
     Break(
         2,
         "what was charged before a limit that is not ready stays charged",
-        (("_core/turns.py", "        receipt = None\n        _take_back(charges, receipts, now)\n", "        receipt = None\n"),),
+        (("_core/charging.py", "        receipt = None\n        _take_back(charges, receipts, now)\n", "        receipt = None\n"),),
         ("test_promises.py::test_a_call_that_waits_for_one_limit_has_taken_nothing_of_another[{loop}]",),
     ),
     Break(

@@ -9,8 +9,8 @@ from typing import NoReturn
 
 from penstock._backends.base import Backend, Binding, Caller, Grant
 from penstock._concurrency.parking import who_am_i
+from penstock._core.charging import Receipts
 from penstock._core.places import Hold
-from penstock._core.turns import Receipts
 from penstock._introspect import users_frame
 from penstock._numbers import Number, Seconds, read_seconds
 from penstock._validation import exact_heard, merge_given

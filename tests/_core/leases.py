@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from penstock._core.lease import Lease, Leased, LeasePool, working
+from penstock._core.limit_state import meter_for
 from penstock._core.queue import Waiter
-from penstock._core.turns import meter_for
 
 NOW = 1000.0
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from heapq import heappop, heappush
 
+from penstock._core.charging import charge, ready_at
 from penstock._core.queue import Queue
-from penstock._core.turns import charge, ready_at
 
 
 def horizon(charges, now):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from penstock import Rate
 from penstock._core.bucket import Bucket
-from penstock._core.turns import LimitState, charge_if_ready, undo
+from penstock._core.charging import charge_if_ready, undo
+from penstock._core.limit_state import LimitState
 
 MICROSECOND = 1e-6
 

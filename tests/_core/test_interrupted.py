@@ -13,9 +13,11 @@ import pytest
 import penstock._core
 from penstock import Rate, in_flight, sliding
 from penstock._core import turns
+from penstock._core.charging import charge_if_ready
+from penstock._core.limit_state import LimitState
 from penstock._core.meter import Meter
 from penstock._core.queue import Queue, Waiter
-from penstock._core.turns import LimitState, admit, charge_if_ready
+from penstock._core.turns import admit
 from tests._core.queues import check_books
 
 CORE = str(Path(penstock._core.__file__).parent)

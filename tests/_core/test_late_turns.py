@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock import Rate, in_flight
+from penstock._core.charging import ready_at
+from penstock._core.limit_state import LimitState
 from penstock._core.queue import Queue, Waiter
-from penstock._core.turns import LimitState, admit, ready_at
+from penstock._core.turns import admit
 
 
 def turns_with(limits, lateness, costs=None, more=0):

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from penstock import Rate, calendar, in_flight, sliding
 from penstock._core import bucket, turns
+from penstock._core.charging import give_back, undo
+from penstock._core.limit_state import LimitState
 from penstock._core.meter import Meter
 from penstock._core.queue import Queue, Waiter
-from penstock._core.turns import LimitState, admit, give_back, undo
+from penstock._core.turns import admit
 from tests._core import reference
 
 

@@ -10,19 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock import Rate, calendar, in_flight, sliding
+from penstock._core.charging import charge, charge_if_ready, give_back, ready_at, ready_behind, undo
+from penstock._core.limit_state import LimitState
 from penstock._core.meter import Meter
 from penstock._core.queue import Queue, Waiter
-from penstock._core.turns import (
-    LimitState,
-    admit,
-    charge,
-    charge_if_ready,
-    could_go,
-    give_back,
-    ready_at,
-    ready_behind,
-    undo,
-)
+from penstock._core.turns import admit, could_go
 
 SAME = 1e-7
 

@@ -13,9 +13,9 @@ from penstock import Limiter, RateLimited, in_flight, per_second, sliding
 from penstock._core import flows
 from penstock._core import operations as codes
 from penstock._core.decision import decide
+from penstock._core.limit_state import LimitState
 from penstock._core.queue import Queue, Waiter
 from penstock._core.rows import BUCKET
-from penstock._core.turns import LimitState
 from penstock.stores import RedisStore
 from penstock.stores.contract import Batch, Terms
 from tests.stores.busy import BUSY

@@ -18,9 +18,9 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from penstock._backends.charges import cost_of
+from penstock._core.charging import Charges, Receipts
 from penstock._core.places import Hold
 from penstock._core.subqueues import Waiter
-from penstock._core.turns import Charges, Receipts
 from penstock._frozen import FrozenDict
 from penstock.events import joined_hook
 

@@ -8,8 +8,9 @@ from typing import Any, Protocol, TypeVar
 
 from penstock import _numbers
 from penstock._core.bucket import Bucket
+from penstock._core.charging import Charges
+from penstock._core.limit_state import LimitState
 from penstock._core.places import Places
-from penstock._core.turns import Charges, LimitState
 from penstock._validation import RESERVED, exact_cost
 from penstock.errors import CostError, MissingUnit, QueueFull, RateLimited, UnknownUnit, Unsatisfiable
 from penstock.limits import Unlimited

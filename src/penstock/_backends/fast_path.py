@@ -2,9 +2,9 @@
 
 The shape of a charge is what it is made of: so many buckets charged whole units, so many charged fractions, so many
 limits of places. For each shape `_write` writes two functions from one template, as attrs writes `__init__`; they do
-what `turns.charge_if_ready` and `turns.give_back` do, with the loops unrolled and nothing looked up twice. The same
-template writes the methods by which `async with limiter(...)` enters and leaves (`enter_and_leave`): there the charge
-is no call of its own.
+what `charging.charge_if_ready` and `charging.give_back` do, with the loops unrolled and nothing looked up twice. The
+same template writes the methods by which `async with limiter(...)` enters and leaves (`enter_and_leave`): there the
+charge is no call of its own.
 
 **Why it needs no lock.** CPython changes threads, and runs signal handlers, at the start of a function, after a call
 and at a backward jump, and the garbage collector runs when a container is made. Between the look at `clearance.given`
@@ -27,9 +27,9 @@ from typing import Any
 from penstock import clock
 from penstock._backends.base import HAS_GIL, Binding, Charge, Grant
 from penstock._core.bucket import Bucket
+from penstock._core.limit_state import LimitState
 from penstock._core.meter import Meter, Unmetered
 from penstock._core.places import Places
-from penstock._core.turns import LimitState
 
 _MOST = 6
 """Limits of one charge up to which functions are written, of one figure; more take the general path."""

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 
 from penstock._backends.base import Grant
 from penstock._concurrency.parking import who_am_i
+from penstock._core.charging import Charges
+from penstock._core.limit_state import LimitState
 from penstock._core.places import Hold, Places
-from penstock._core.turns import Charges, LimitState
 from penstock._introspect import users_line
 
 

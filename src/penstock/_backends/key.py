@@ -14,9 +14,9 @@ from penstock._backends.fast_path import look_closer
 from penstock._backends.keyed import KeyStates, Materialised, charge_closer, charge_of
 from penstock._backends.local import LocalBackend
 from penstock._core.bucket import Bucket
+from penstock._core.limit_state import LimitState
 from penstock._core.meter import Meter
 from penstock._core.places import Places
-from penstock._core.turns import LimitState
 from penstock.errors import CostError
 from penstock.stores.memory import MemoryStore
 

@@ -12,7 +12,8 @@ from typing import Any
 from penstock import clock
 from penstock._backends.base import Backend, Grant
 from penstock._backends.keyed import KeyStates
-from penstock._core.turns import Charges, LimitState, Receipts
+from penstock._core.charging import Charges, Receipts
+from penstock._core.limit_state import LimitState
 
 _EXACT = 2**53
 """Whole numbers below are exact as floats."""

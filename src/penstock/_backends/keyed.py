@@ -45,9 +45,9 @@ from penstock._backends.limit_set import LimitSet
 from penstock._backends.local import LocalBackend, charge_now
 from penstock._backends.queue import WaitQueue
 from penstock._core.bucket import Bucket
+from penstock._core.limit_state import LimitState, meter_for
 from penstock._core.meter import Meter
 from penstock._core.places import Places
-from penstock._core.turns import LimitState, meter_for
 from penstock._validation import RESERVED, exact_costs, is_plain
 from penstock.limits import Limit
 from penstock.stores.memory import MemoryStore

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from penstock import clock
+from penstock._core.limit_state import LimitState
 from penstock._core.meter import Meter
-from penstock._core.turns import LimitState
 from penstock.limits import Limit
 
 if TYPE_CHECKING:

@@ -25,8 +25,9 @@ from penstock._backends.held_places import expired, note_holder, note_orphan, wa
 from penstock._backends.limit_set import LimitSet
 from penstock._backends.queue import WaitQueue
 from penstock._core.bucket import Bucket
+from penstock._core.charging import Charges, Receipts, charge, charge_if_ready, give_back, postponed, undo
+from penstock._core.limit_state import LimitState
 from penstock._core.places import Hold
-from penstock._core.turns import Charges, LimitState, Receipts, charge, charge_if_ready, give_back, postponed, undo
 from penstock._numbers import show_seconds
 from penstock._validation import exact_costs
 from penstock.errors import RateLimited

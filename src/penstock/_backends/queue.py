@@ -30,9 +30,11 @@ from weakref import WeakSet
 from penstock import clock
 from penstock._backends.base import HAS_GIL, Clearance, Request
 from penstock._concurrency import parking
+from penstock._core.charging import Charges, Receipts, ready_behind, undo
+from penstock._core.limit_state import LimitState
 from penstock._core.queue import Queue
 from penstock._core.subqueues import Waiter
-from penstock._core.turns import Charges, LimitState, Receipts, admit, could_go, ready_behind, undo
+from penstock._core.turns import admit, could_go
 from penstock._core.windows import CalendarWindow
 
 GRACE = 0.005

@@ -9,7 +9,9 @@ Limits and queues of one process:
     bucket       rates;  refunds: what a bucket may give back
     windows      sliding windows, and periods of the calendar
     places       so many at the same time
-    turns        all or nothing over several limits, and which waiter may pass which
+    limit_state  one limit, and how much of it is used
+    charging     all or nothing over several limits
+    turns        which waiters are charged now, and which of them may pass others
     queue        all waiters in the order of their turns;  subqueues, shapes: what it is made of
 
 Limits that processes share:

@@ -32,9 +32,9 @@ from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
 from penstock._core.bucket import Bucket
+from penstock._core.limit_state import LimitState
 from penstock._core.queue import Queue
 from penstock._core.subqueues import Key, Waiter
-from penstock._core.turns import LimitState
 from penstock._numbers import show_seconds
 from penstock._text import repr_of
 from penstock.limits import Calendar, InFlight, Rate, Sliding

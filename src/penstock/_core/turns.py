@@ -1,27 +1,25 @@
-"""Turns: all or nothing over several limits, and which waiter may pass which.
+"""Turns: which waiters are charged now, and which of them may pass others.
 
-Nothing here waits or reads a clock. A call is charged on all its limits at one instant, or on none. The first in the
-queue goes as soon as it can; a later one may pass only where that cannot make an earlier one later (EASY backfill,
-Lifka 1995): after charging the later one, the earlier one would still be ready at the moment projected for it. So a
-large call is never starved by small ones, and a small one that does not need what the large one waits for does not
-queue behind it.
+The first in the queue goes as soon as it can. A later one may pass only where that cannot make an earlier one later
+(EASY backfill, Lifka 1995): after charging the later one, the earlier one would still be ready at the moment projected
+for it. So a large call is never starved by small ones, and a small one that does not need what the large one waits for
+does not queue behind it.
+
+How a call is charged on several limits is left to `charging`, and the order of the waiters to `queue`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 from typing import Any
 
-from penstock._core.bucket import Bucket
-from penstock._core.meter import Meter, Unmetered
-from penstock._core.places import Places
+from penstock._core.charging import Charges, Receipts, charge_if_ready, ready_at, when_ready
+from penstock._core.limit_state import LimitState
 from penstock._core.queue import Queue
 from penstock._core.shapes import MANY, Order, ShapeIndex, Sleepers
 from penstock._core.subqueues import Key, Shape, Subqueue, Waiter
-from penstock._core.windows import CalendarWindow, SlidingWindow
-from penstock.limits import Calendar, InFlight, Rate, Sliding, Unlimited
 
 _PROTECTED = 16
 """How many blocked waiters are protected from delay by later ones. Those behind them are only looked at in order."""
@@ -31,178 +29,6 @@ _ROUNDING = 1e-6
 
 _SAME_MOMENT = 1e-8
 """Seconds within which two projections are the same moment."""
-
-_METERS: dict[type, Callable[[Any], Meter]] = {
-    Rate: Bucket,
-    Sliding: SlidingWindow,
-    Calendar: CalendarWindow,
-    InFlight: Places,
-    Unlimited: Unmetered,
-}
-
-
-def meter_for(limit: Any) -> Meter:
-    """A new meter, with nothing used, for a limit of any kind."""
-    make = _METERS.get(type(limit))
-    return make(limit) if make is not None else limit.meter()
-
-
-def fresh_meter(limit: Any, like: Meter) -> Meter:
-    """A new meter for a limit, of which another is there: in a third of the time where that is a bucket."""
-    return like.fresh() if type(like) is Bucket else meter_for(limit)
-
-
-class LimitState:
-    """One limit of a limiter: its unit, what was promised, and how much of it is used."""
-
-    __slots__ = ("label", "limit", "meter", "paused_until", "queued", "throughput", "unit")
-
-    def __init__(self, unit: str, limit: Any, label: str) -> None:
-        self.unit: str = unit
-        self.label: str = label
-        self.paused_until: float = -math.inf
-        self.queued: float = 0.0
-        self.limit: Any = limit
-        self.meter: Meter = meter_for(limit)
-        self._weigh()
-
-    @classmethod
-    def like(cls, other: LimitState) -> LimitState:
-        """A state for the same limit, with nothing used."""
-        state = object.__new__(cls)
-        state.unit = other.unit
-        state.label = other.label
-        state.limit = other.limit
-        state.throughput = other.throughput
-        state.paused_until = -math.inf
-        state.queued = 0.0
-        state.meter = fresh_meter(other.limit, other.meter)
-        return state
-
-    def promise(self, limit: Any, now: float, lead: float = 0.0) -> None:
-        """Count for `limit` from now on. What was used stays used. `lead`: how far the wall clock is ahead of `now`."""
-        meter = self.meter
-        if type(limit) is not type(self.limit) or not meter.change(limit, now):
-            meter = meter_for(limit)
-            _carry_over(self.meter, meter, now, lead)
-        self.limit, self.meter = limit, meter
-        self._weigh()
-
-    def go_on_from(self, meter: Meter, now: float, lead: float) -> None:
-        """Count here, where nothing was used, what another meter has counted as used."""
-        _carry_over(meter, self.meter, now, lead)
-
-    def _weigh(self) -> None:
-        limit = self.limit
-        # Places have no throughput, and a period of the calendar comes back at once: a whole set of them counts as one
-        # second of it. What is unlimited counts as nothing.
-        plain = 1.0 if limit.capacity < math.inf else math.inf
-        per = limit.per if isinstance(limit, Rate | Sliding) else 1.0
-        self.throughput: float = limit.amount / per if hasattr(limit, "amount") else plain
-
-    def ready_at(self, amount: float, now: float) -> float:
-        """When `amount` could be charged here: after any pause, and when the meter allows."""
-        ready = self.meter.ready_at(amount, now) if amount else now
-        return max(ready, self.paused_until)
-
-
-def _carry_over(before: Meter, after: Meter, now: float, lead: float) -> None:
-    """Count in a new meter what another has counted as used.
-
-    Not in one of places: only a permit that was charged there can give them back, so they would be held for ever.
-    """
-    if after.held:
-        return
-    if after.calendar:
-        after.follow(lead)  # type: ignore[attr-defined]  # calendars have it
-    used = before.used(now)
-    if used > 0:
-        after.charge(used, now)
-
-
-Charges = Sequence[tuple[LimitState, float]]
-Receipts = list[tuple[Meter, Any]]
-"""What a charge left behind: the meter that was charged, and its receipt."""
-
-
-def ready_at(charges: Charges, now: float) -> tuple[float, LimitState | None]:
-    """The earliest moment at which all of `charges` could be made, and the state that is ready last."""
-    latest, last = now, None
-    for state, amount in charges:
-        ready = state.meter.ready_at(amount, now)
-        if state.paused_until > ready:
-            ready = state.paused_until
-        if ready > latest:
-            latest, last = ready, state
-    return latest, last
-
-
-def ready_behind(charges: Charges, ahead: Mapping[Any, float], now: float) -> tuple[float, LimitState | None]:
-    """`ready_at` for a waiter behind others that want so much of each state in all, and go first."""
-    latest, last = now, None
-    for state, amount in charges:
-        before = ahead.get(state)
-        ready = state.meter.ready_behind(before, amount, now) if before else state.meter.ready_at(amount, now)
-        ready = max(ready, state.paused_until)
-        if ready > latest:
-            latest, last = ready, state
-    return latest, last
-
-
-def _ready_at(charges: Charges, now: float) -> float:
-    """`ready_at`, without the state."""
-    latest = now
-    for state, amount in charges:
-        ready = state.meter.ready_at(amount, now)
-        if ready > latest:
-            latest = ready
-        if state.paused_until > latest:
-            latest = state.paused_until
-    return latest
-
-
-def charge_if_ready(charges: Charges, now: float, due: float = math.inf) -> Receipts | None:
-    """`charge`, if all of it is ready now; else None.
-
-    Then nothing is charged, and nothing either if an exception strikes in between.
-
-    Args:
-        due: When the call should have been charged; a limit that spaces calls evenly then counts the next interval from
-            there, as far as its `catch_up` allows.
-    """
-    receipts: Receipts = []
-    receipt = None
-    try:
-        for state, amount in charges:
-            meter = state.meter
-            if state.paused_until > now or not (meter.predictable or _ready_at(charges[len(receipts) :], now) <= now):
-                break
-            if due >= now:
-                receipt = meter.charge_if_ready(amount, now)
-            else:
-                receipt = meter.charge_if_ready(amount, max(due, now - meter.catch_up))
-            if receipt is None:
-                break
-            receipts.append((meter, receipt))
-        else:
-            return receipts
-        receipt = None
-        _take_back(charges, receipts, now)
-    except BaseException:
-        if receipt is not None and not (receipts and receipts[-1][1] is receipt):
-            receipts.append((charges[len(receipts)][0].meter, receipt))
-        _take_back(charges, receipts, now)
-        raise
-    return None
-
-
-def _take_back(charges: Charges, receipts: Receipts, now: float) -> None:
-    """Undo the charges that have receipts; receipts that are left after an exception are those not undone yet."""
-    while receipts:
-        _, amount = charges[len(receipts) - 1]
-        meter, receipt = receipts[-1]
-        # In one statement, so that nothing is undone twice: signal handlers do not run where a Python function returns.
-        _ = (meter.undo(amount, receipt, now), receipts.pop())  # type: ignore[func-returns-value]
 
 
 def _due(queue: Queue, waiter: Waiter, now: float) -> float:
@@ -217,33 +43,6 @@ def _due(queue: Queue, waiter: Waiter, now: float) -> float:
     for state, amount in charges:
         due = max(due, state.paused_until, state.meter.ready_since(amount, now))
     return due if now - due > _ROUNDING else now
-
-
-def charge(charges: Charges, now: float) -> Receipts:
-    """Charge all of it; return what giving back needs, in the same order."""
-    return [(state.meter, state.meter.charge(amount, now)) for state, amount in charges]
-
-
-def undo(charges: Charges, receipts: Receipts, now: float) -> None:
-    """Take back all that `charge` charged for a call, and all that was charged for it later; the latest first."""
-    for (state, amount), (meter, receipt) in zip(reversed(charges), reversed(receipts), strict=True):
-        if state.meter is meter:
-            meter.undo(amount, receipt, now)
-
-
-def give_back(charges: Charges, receipts: Receipts, now: float) -> None:
-    """Give back that much of what `charge` charged."""
-    for (state, amount), (meter, receipt) in zip(charges, receipts, strict=True):
-        if state.meter is meter:  # else another kind of limit has taken over, which cannot read this receipt
-            meter.give_back(amount, receipt, now)
-
-
-def postponed(charges: Charges, receipts: Receipts, at: float, now: float) -> Receipts:
-    """Count a call as if charged at `at`, where that makes a difference; return its receipts from now on."""
-    return [
-        (meter, meter.postpone(amount, receipt, at, now) if state.meter is meter else receipt)
-        for (state, amount), (meter, receipt) in zip(charges, receipts, strict=True)
-    ]
 
 
 def _horizon(charges: Charges, now: float) -> float:
@@ -300,11 +99,11 @@ def _admit_few(queue: Queue, now: float, grant: Grant) -> float:
         due = _due(queue, waiter, now) if queue.due < now else now
         while True:  # one after another of this shape, as long as no other shape's head comes between
             charges: Charges = waiter.charges
-            if blocked and _ready_at(charges, now) <= now and _delayed(blocked, charges, now) is not None:
+            if blocked and when_ready(charges, now) <= now and _delayed(blocked, charges, now) is not None:
                 break  # it could go, but a waiter before it would be later
             receipts = waiter.receipts = charge_if_ready(charges, now, due)
             if receipts is None:
-                next_turn = min(next_turn, _ready_at(charges, now))
+                next_turn = min(next_turn, when_ready(charges, now))
                 break
             due = now  # of a late turn only the first grant is dated back
             behind = queue.take(waiter)

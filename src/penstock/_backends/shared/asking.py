@@ -14,7 +14,8 @@ from penstock._backends.shared.queue import StoreQueue
 from penstock._backends.shared.requests import Booking, SharedRequest, Stage
 from penstock._backends.shared.state import MARGIN, SchedulerState
 from penstock._backends.shared.wire import BatchInFlight
-from penstock._core.turns import LimitState, ready_at
+from penstock._core.charging import ready_at
+from penstock._core.limit_state import LimitState
 
 FORGOTTEN = 1.0
 """Seconds after which a booking that could not be claimed is forgotten."""

@@ -27,7 +27,7 @@ from penstock._backends.shared.wire import BatchInFlight, Command, Look
 from penstock._concurrency.parking import Parker, here, loop_running_here
 from penstock._core import lease as leases
 from penstock._core.bucket import Bucket
-from penstock._core.turns import Charges, ready_at
+from penstock._core.charging import Charges, ready_at
 from penstock._numbers import show_seconds, span
 from penstock._text import repr_of
 from penstock._validation import exact_cost

@@ -18,9 +18,9 @@ from penstock._concurrency.shared_state import members
 from penstock._core import lease as leases
 from penstock._core.bucket import Bucket
 from penstock._core.lease import Leased, LeasePool
+from penstock._core.limit_state import LimitState, meter_for
 from penstock._core.places import Places
 from penstock._core.rows import BUCKET, RENEWED, TIMED, WINDOW
-from penstock._core.turns import LimitState, meter_for
 from penstock._core.windows import CalendarWindow, LogEntry, SlidingWindow
 from penstock.limits import Limit, Unlimited
 from penstock.stores.contract import Terms

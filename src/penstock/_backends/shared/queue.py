@@ -8,12 +8,12 @@ from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
+from penstock._core.charging import ready_at
 from penstock._core.queue import Queue
-from penstock._core.turns import ready_at
 from penstock._core.windows import CalendarWindow
 
 if TYPE_CHECKING:
-    from penstock._core.turns import LimitState
+    from penstock._core.limit_state import LimitState
 
 PAUSE_WATCHED = 0.5
 """Seconds between looks whether a pause was lifted, where the store announces nothing."""

@@ -22,8 +22,8 @@ from penstock._backends.shared.requests import Booking, Refund, SharedRequest, S
 from penstock._backends.shared.wire import NOBODY, BatchInFlight, Command, FlowName, Look, Outage
 from penstock._chance import CHANCE
 from penstock._concurrency.parking import Parker
+from penstock._core.charging import ready_at
 from penstock._core.lease import LeasePool
-from penstock._core.turns import ready_at
 from penstock._numbers import show_seconds
 from penstock.stores.contract import Store
 
