@@ -185,7 +185,7 @@ class Task:
         self.impatient, self.patience = give_up
         self.request = None
         self.backend = limiter._backend
-        self.binding = self.backend.bind(limiter._caller, cost or {})
+        self.binding = self.backend.bind(limiter._info, cost or {})
         self.again()
 
     def again(self):

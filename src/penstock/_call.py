@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar, cast
 from penstock import _log
 from penstock._arguments import of_call
 from penstock._backends import fast_path
-from penstock._backends.base import Binding, Caller
+from penstock._backends.base import Binding, LimiterInfo
 from penstock._backends.wait import LOOP, PLAIN, WaitOptions, emit_grant, wait, wait_in_thread
 from penstock._concurrency.parking import is_over, who_am_i
 from penstock._interruptions import is_an_interruption
@@ -158,7 +158,7 @@ class Call:
                 if charge.grant(binding, permit):
                     if held:
                         self._note(permit)
-                    if binding.caller.on_event is not None:
+                    if binding.info.on_event is not None:
                         emit_grant(binding, 0.0, permit, self._options.flow)
                     return permit
             except BaseException:
@@ -182,7 +182,7 @@ class Call:
         try:
             if not binding.charge.grant(binding, permit):
                 permit = wait_in_thread(binding.current(), EnteredPermit, self._options)
-            elif binding.caller.on_event is not None:
+            elif binding.info.on_event is not None:
                 emit_grant(binding, 0.0, permit, self._options.flow)
             if permit.held:  # the limits may have changed while it waited
                 self._note(permit)
@@ -255,7 +255,7 @@ class Call:
 
     def __repr__(self) -> str:
         binding = self._binding
-        return show_call(show_limiter(binding.caller, binding.backend.plan().units), *self._shown())
+        return show_call(show_limiter(binding.info, binding.backend.plan().units), *self._shown())
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -297,9 +297,9 @@ def show_call(limiter: str, cost: Mapping[str, Any], options: Mapping[str, Any])
     return f"{limiter}({', '.join(parts)})"
 
 
-def show_limiter(caller: Caller, units: Mapping[str, Any]) -> str:
+def show_limiter(info: LimiterInfo, units: Mapping[str, Any]) -> str:
     text = ", ".join(f"{unit}={' and '.join(str(state.limit) for state in states)}" for unit, states in units.items())
-    return f"Limiter({caller.name + ': ' if caller.name else ''}{text})"
+    return f"Limiter({info.name + ': ' if info.name else ''}{text})"
 
 
 class CallByArguments(Call):
@@ -350,7 +350,7 @@ class CallByArguments(Call):
 
     def __call__(self, function: F, /) -> F:
         """Decorate `function`: every call is charged first. See `Limiter.__call__`."""
-        name, call_of = self._binding.caller.name, self._call_of
+        name, call_of = self._binding.info.name, self._call_of
         return decorated(function, lambda _, costs: call_of(costs), self._cost, self._settle, self._functions, name)
 
     def _shown(self) -> tuple[Mapping[str, Any], dict[str, Any]]:

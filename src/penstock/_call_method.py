@@ -52,10 +52,10 @@ def calls_of_units(
     """
     names = {**names, "ABSENT": ABSENT, "Binding": _EmptyBinding}
     found = [
-        "            mine = self._caller",
+        "            mine = self._info",
         "            if mine._real is None:",
         "                binding = Binding()",
-        "                binding.backend = binding.caller = mine",
+        "                binding.backend = binding.info = mine",
         "                binding.charge, new, waits = found",
         "                binding.later = None",
         "                call = new()",

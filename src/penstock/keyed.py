@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
 from penstock._backends import backend_over, memory_store
-from penstock._backends.base import Caller
+from penstock._backends.base import LimiterInfo
 from penstock._backends.key import Key
 from penstock._backends.keyed import KeyStates
 from penstock._call import Call, check_functions, decorated, show_call
@@ -98,7 +98,7 @@ class Keyed:
             shared = {"ageing": seconds, "flow_weights": weights, **options}
             self._keys = _SharedKeys(store, name, fixed, limits_of, shared)
         else:
-            like = Caller(None, max_queue, on_event, enforce=enforce)
+            like = LimiterInfo(None, max_queue, on_event, enforce=enforce)
             states = KeyStates(memory, fixed or None, seconds, weights, like, Call.of)
             self._keys = _LocalKeys(states, limits_of)
             if states.fast:
@@ -124,7 +124,7 @@ class Keyed:
         if states.uses >= states.sweep_at or states.dead:
             states.sweep()
         limiter = _bare(self._new)
-        limiter._backend = limiter._caller = limiter._calls = Key(states, key)
+        limiter._backend = limiter._info = limiter._calls = Key(states, key)
         limiter._quick = states.quick
         limiter._own = None
         return limiter
@@ -237,7 +237,7 @@ class _LocalKeys:
         limits = None if self._limits_of is None or states.is_live(key) else _limits_for(self._limits_of, key)
         like = states.like
         return Limiter.over(
-            states.backend(key, limits), Caller(f"{key}", like.max_queue, like.on_event, enforce=like.enforce)
+            states.backend(key, limits), LimiterInfo(f"{key}", like.max_queue, like.on_event, enforce=like.enforce)
         )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 from penstock import _log
 from penstock._backends import backend_over, joined
 from penstock._backends.alike import remember
-from penstock._backends.base import Backend, Caller, cost_key, joined_caller
+from penstock._backends.base import Backend, LimiterInfo, cost_key, joined_info
 from penstock._backends.charges import ChargePlan, joint_name
 from penstock._backends.key import Key, joint_states
 from penstock._backends.local import LocalBackend
@@ -106,12 +106,12 @@ class Limiter:
     # Of the units that the fast path knows as parameters there are subclasses, with a `__call__` of these units: see
     # `_face_of`.
 
-    __slots__ = ("__weakref__", "_backend", "_caller", "_calls", "_joints", "_own", "_quick")
+    __slots__ = ("__weakref__", "_backend", "_calls", "_info", "_joints", "_own", "_quick")
 
     _penstock_kind = "limiter"
 
     _backend: Backend
-    _caller: Caller
+    _info: LimiterInfo
     _calls: Any  # by what was given: a dict, or for a key what has a `get`; a call that holds something is copied
     _joints: dict[Any, Any]  # with the limiters of keys: what all keys have in common
     _own: Call | None  # of `limiter` by itself
@@ -142,12 +142,12 @@ class Limiter:
         merge_given("limits", limits, more_limits)
         if not wanted:
             raise ValueError("a limiter needs at least one limit, for example Limiter(requests=per_minute(60))")
-        caller = Caller(name, max_queue, on_event, enforce=read_flag("enforce", enforce))
-        self._begin(backend_over(store, name, wanted, seconds, weights, lease, enforce=caller.enforce), caller)
+        info = LimiterInfo(name, max_queue, on_event, enforce=read_flag("enforce", enforce))
+        self._begin(backend_over(store, name, wanted, seconds, weights, lease, enforce=info.enforce), info)
 
-    def _begin(self, backend: Backend, caller: Caller) -> None:
+    def _begin(self, backend: Backend, info: LimiterInfo) -> None:
         self._backend = backend
-        self._caller = caller
+        self._info = info
         self._calls, self._quick = {}, {}
         self._own = None
         self._joints = {}
@@ -156,16 +156,16 @@ class Limiter:
             self.__class__ = _face_of(tuple(plan.units), tuple(plan.defaults))
 
     @classmethod
-    def over(cls, backend: Backend, caller: Caller) -> Limiter:
+    def over(cls, backend: Backend, info: LimiterInfo) -> Limiter:
         """A limiter over a backend. Internal."""
         limiter = object.__new__(cls)
-        limiter._begin(backend, caller)
+        limiter._begin(backend, info)
         return limiter
 
     @property
     def name(self) -> str | None:
         """What it is called in errors and events."""
-        return self._caller.name
+        return self._info.name
 
     @property
     def joint(self) -> bool:
@@ -242,7 +242,7 @@ class Limiter:
         costs = merge_given("costs", cost, {unit: amount for unit, amount in options.items() if unit not in said})
         if settle is not None or any(map(callable, (*costs.values(), *how.values()))):
             return CallByArguments(self._call_of, costs, settle, how)
-        call = Call.of(self._backend.bind(self._caller, costs), WaitOptions.read(**how) if said else PLAIN)
+        call = Call.of(self._backend.bind(self._info, costs), WaitOptions.read(**how) if said else PLAIN)
         if remembered:
             # Costs that cannot change, and are found by any number that equals them.
             exact = {**options, **exact_costs(costs)}
@@ -254,7 +254,7 @@ class Limiter:
         unit, amount = key if len(key) == 2 else ("", None)
         if (type(amount) is not int and type(amount) is not float) or unit in RESERVED:
             return None
-        call = Call.of(self._backend.bind(self._caller, {unit: amount}))
+        call = Call.of(self._backend.bind(self._info, {unit: amount}))
         quick_key = amount if unit == self._sole else quick_key_of(self._units, self._sole, {unit: amount})
         self._remember(key, quick_key, call)
         return call
@@ -288,7 +288,7 @@ class Limiter:
         if call is None:
             if any(map(callable, costs.values())):
                 raise CostError("a cost may be a function of the call's arguments in a decorator only")
-            call = Call.of(self._backend.bind(self._caller, costs))
+            call = Call.of(self._backend.bind(self._info, costs))
             if plain:
                 exact = exact_costs(costs)
                 self._remember(cost_key(exact), quick_key_of(self._units, self._sole, exact), call)
@@ -333,7 +333,7 @@ class Limiter:
             if not charge.grant(binding, permit):
                 bound = binding.current()
                 permit = await wait(bound, permits_of(bound), options)
-            elif binding.caller.on_event is not None:
+            elif binding.info.on_event is not None:
                 emit_grant(binding, 0.0, permit, options.flow)
         except BaseException:
             permit._undo()
@@ -359,7 +359,7 @@ class Limiter:
             if not binding.charge.grant(binding, permit):
                 bound = binding.current()
                 permit = answer(bound, permits_of(bound), WaitOptions(None, priority, flow))
-            elif binding.caller.on_event is not None:
+            elif binding.info.on_event is not None:
                 emit_grant(binding, 0.0, permit, flow)
         except BaseException:
             permit._undo()
@@ -398,12 +398,12 @@ class Limiter:
             while label in limits:  # parts of a joint limiter may have promised just the same
                 label += "'"  # noqa: PLW2901 - until it is free
             limits[label] = LimitStatistics(state.unit, state.limit, level, state.limit.capacity)
-        caller = self._caller
+        info = self._info
         return Statistics(
-            granted=caller.granted,
-            refused=caller.refused,
-            cancelled=caller.cancelled,
-            would_refuse=caller.would_refuse,
+            granted=info.granted,
+            refused=info.refused,
+            cancelled=info.cancelled,
+            would_refuse=info.would_refuse,
             waiting=now.waiting,
             in_flight=now.in_flight,
             paused_for=now.paused_for,
@@ -430,8 +430,8 @@ class Limiter:
         self._backend.plan().check(units)
         self._backend.pause(length, units)
         _log.paused(self.name, length, units)
-        if self._caller.on_event is not None:
-            emit(self._caller.on_event, Paused(self.name, length, units))
+        if self._info.on_event is not None:
+            emit(self._info.on_event, Paused(self.name, length, units))
 
     def resume(self, *units: str) -> None:
         """Lift the pauses, also those that a wrong header has caused. Waiters whose turn has come go at once.
@@ -445,8 +445,8 @@ class Limiter:
         self._backend.plan().check(units)
         self._backend.resume(units)
         _log.paused(self.name, None, units)
-        if self._caller.on_event is not None:
-            emit(self._caller.on_event, Resumed(self.name, units))
+        if self._info.on_event is not None:
+            emit(self._info.on_event, Resumed(self.name, units))
 
     def reconfigure(self, limits: Mapping[str, Limits] | None = None, /, **more_limits: Limits) -> None:
         """Replace the limits of these units, live. What was used stays used; every waiter is decided again.
@@ -464,8 +464,8 @@ class Limiter:
         wanted = read_limits(merge_given("limits", limits, more_limits), by_keyword=False)
         self._backend.plan().check(wanted)
         self._backend.reconfigure(wanted)
-        if self._caller.on_event is not None:
-            emit(self._caller.on_event, Reconfigured(self.name, wanted))
+        if self._info.on_event is not None:
+            emit(self._info.on_event, Reconfigured(self.name, wanted))
 
     def observe(
         self, *, remaining: Mapping[str, Number] | None = None, reset: Mapping[str, Number | Seconds] | None = None
@@ -487,8 +487,8 @@ class Limiter:
         left = exact_heard("what remains of", remaining)
         resets = exact_heard("the seconds until the reset of", reset, read_seconds)
         self._backend.observe(left, resets, None)
-        if self._caller.on_event is not None:
-            emit(self._caller.on_event, Observed(self.name, left, resets))
+        if self._info.on_event is not None:
+            emit(self._info.on_event, Observed(self.name, left, resets))
 
     def __and__(self, other: Limiter) -> Limiter:
         """A limiter over both sets of limits: one atomic decision, one queue.
@@ -501,15 +501,13 @@ class Limiter:
         """
         if not isinstance(other, Limiter):
             return NotImplemented
-        mine, theirs = self._caller, other._caller
+        mine, theirs = self._info, other._info
         limiter, key = (self, theirs) if type(theirs) is Key else (other, mine)
         if type(key) is Key and type(limiter._backend) is LocalBackend:
-            states = joint_states(
-                limiter._backend, limiter._caller, key, limiter._joints, key_limiters, limiter is self
-            )
+            states = joint_states(limiter._backend, limiter._info, key, limiter._joints, key_limiters, limiter is self)
             if states is not None:
                 joint: Limiter = object.__new__(states.new)
-                joint._backend = joint._caller = joint._calls = Key(states, key.key)
+                joint._backend = joint._info = joint._calls = Key(states, key.key)
                 joint._quick, joint._own = states.quick, None
                 return joint
         if mine.enforce is not theirs.enforce:
@@ -522,14 +520,14 @@ class Limiter:
             backend = joined(self._backend, other._backend)
         except ValueError as error:
             raise ValueError(f"{self!r} and {other!r}: {error}") from None
-        return Limiter.over(backend, joined_caller(mine, theirs, joint_name(self.name, other.name)))
+        return Limiter.over(backend, joined_info(mine, theirs, joint_name(self.name, other.name)))
 
     # The limiter by itself is its own call, with nothing given.
 
     def _own_call(self) -> Call:
         own = self._own
         if own is None:
-            own = self._own = Call.of(self._backend.bind(self._caller, {}))
+            own = self._own = Call.of(self._backend.bind(self._info, {}))
         return own
 
     def __aenter__(self) -> Coroutine[Any, Any, Permit]:
@@ -558,10 +556,10 @@ class Limiter:
             permit._end()
 
     def __repr__(self) -> str:
-        return show_limiter(self._caller, self._backend.plan().units)
+        return show_limiter(self._info, self._backend.plan().units)
 
     def __reduce__(self) -> Any:
-        return _made_again, (self._backend.recipe(self._caller),)
+        return _made_again, (self._backend.recipe(self._info),)
 
     def __deepcopy__(self, _: Any = None) -> Limiter:
         raise TypeError(
@@ -596,5 +594,5 @@ def _face_of(units: tuple[str, ...], with_default: tuple[str, ...], *, of_key: b
 
 
 def key_limiters(plan: ChargePlan) -> type[Limiter]:
-    """The class of the limiters of keys. Internal: `Keyed` makes them, of a key that is backend, caller and calls."""
+    """The class of the limiters of keys. Internal: `Keyed` makes them, of a key that is backend, info and calls."""
     return _face_of(tuple(plan.units), tuple(plan.defaults), of_key=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from types import CodeType
 from typing import NoReturn
 
-from penstock._backends.base import Backend, Binding, Caller, Grant
+from penstock._backends.base import Backend, Binding, Grant, LimiterInfo
 from penstock._concurrency.parking import who_am_i
 from penstock._core.charging import Receipts
 from penstock._core.places import Hold
@@ -54,17 +54,17 @@ class Permit(Grant):
         """
         settled = dict(merge_given("costs", cost, true_cost))
         self._decider().settle(self, settled)
-        caller = self._caller()
-        if caller.on_event is not None:
-            emit(caller.on_event, Settled(caller.name, settled, id(self)))
+        info = self._info()
+        if info.on_event is not None:
+            emit(info.on_event, Settled(info.name, settled, id(self)))
 
     def cancel(self) -> None:
         """Say that the call was never sent: everything comes back, and the permit ends. Again: nothing happens."""
         try:
             cost = self.cost
-            caller = self._caller()
-            if self._decider().cancel(self) and caller.on_event is not None:
-                emit(caller.on_event, Withdrawn(caller.name, cost, id(self)))
+            info = self._info()
+            if self._decider().cancel(self) and info.on_event is not None:
+                emit(info.on_event, Withdrawn(info.name, cost, id(self)))
         except BaseException:
             self._decider().cancel(self)  # as in `close`; the second time it does nothing
             raise
@@ -95,15 +95,15 @@ class Permit(Grant):
         left = exact_heard("what remains of", remaining)
         resets = exact_heard("the seconds until the reset of", reset, read_seconds)
         self._decider().observe(left, resets, self)
-        caller = self._caller()
-        if caller.on_event is not None:
-            emit(caller.on_event, Observed(caller.name, left, resets))
+        info = self._info()
+        if info.on_event is not None:
+            emit(info.on_event, Observed(info.name, left, resets))
 
     def _decider(self) -> Backend:
         return self.backend if self.binding is None else self.binding.backend
 
-    def _caller(self) -> Caller:
-        return self.caller if self.binding is None else self.binding.caller
+    def _info(self) -> LimiterInfo:
+        return self.info if self.binding is None else self.binding.info
 
     def _leave(self, travel: float) -> None:
         """Count it in windows as the server does, as its call leaves only now and arrives within `travel` seconds."""

@@ -38,7 +38,7 @@ def test_a_limiter_is_made_again_with_all_that_was_said_of_it(tmp_path):
     again = pickle.loads(pickle.dumps(limiter))
     assert dict(again.limits) == dict(limiter.limits)
     assert again.name == "x"
-    assert again._caller.max_queue == 5
+    assert again._info.max_queue == 5
     assert again._backend.queue.waiters.ageing == 7
     assert again._backend.queue.waiters.weights == limiter._backend.queue.waiters.weights != {}
     assert (again.store.patience, again.store.place_ttl, again.store.lost_is_empty) == (3.0, 7.0, True)

@@ -35,8 +35,8 @@ HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 """Whether a block of Python without a call is one step for other threads: see `fast_path`."""
 
 
-class Caller:
-    """A limiter as its backend sees it: its name and options, and the counts that it shows."""
+class LimiterInfo:
+    """What a backend knows of a limiter: its name and options, and the counts that it shows."""
 
     __slots__ = ("cancelled", "enforce", "granted", "max_queue", "name", "on_event", "refused", "would_refuse")
 
@@ -58,11 +58,11 @@ class Caller:
         self.would_refuse: int = 0
 
 
-def joined_caller(one: Caller, other: Caller, name: str | None) -> Caller:
-    """The caller of a joint limiter: the shorter queue of both, and both hooks."""
+def joined_info(one: LimiterInfo, other: LimiterInfo, name: str | None) -> LimiterInfo:
+    """The info of a joint limiter: the shorter queue of both, and both hooks."""
     bounds = [bound for bound in (one.max_queue, other.max_queue) if bound is not None]
     hook = joined_hook(one.on_event, other.on_event)
-    return Caller(name, min(bounds, default=None), hook, enforce=one.enforce)
+    return LimiterInfo(name, min(bounds, default=None), hook, enforce=one.enforce)
 
 
 class Clearance:
@@ -85,22 +85,22 @@ class Grant:
     after the charge as `receipts`; `charged()` gives the full form.
     """
 
-    __slots__ = ("backend", "binding", "caller", "charges", "ended", "granted_at", "receipts")
+    __slots__ = ("backend", "binding", "charges", "ended", "granted_at", "info", "receipts")
 
     entered: ClassVar[bool] = False  # whether the task, or thread, that was granted it must end it
     backend: Backend
     binding: Binding | None
-    caller: Caller
+    info: LimiterInfo
     charges: Charges
     receipts: Any
     granted_at: float
     ended: bool
 
-    def of(self, backend: Backend, caller: Caller, charges: Charges, receipts: Any, granted_at: float) -> None:
+    def of(self, backend: Backend, info: LimiterInfo, charges: Charges, receipts: Any, granted_at: float) -> None:
         """Fill in everything, in the full form. `granted_at` is NaN for one that is yet to be granted."""
         self.binding = None
         self.backend = backend
-        self.caller = caller
+        self.info = info
         self.charges = charges
         self.receipts = receipts
         self.granted_at = granted_at
@@ -139,7 +139,7 @@ class Grant:
                 (meter, Hold(0.0 if ended else amount, math.inf) if meter.held else (tat, at))
                 for meter, amount, tat in zip(operands[::2], operands[1::2], self.receipts, strict=False)
             ]
-            self.of(binding.backend, binding.caller, binding.charge.charges, receipts, at)
+            self.of(binding.backend, binding.info, binding.charge.charges, receipts, at)
             self.ended = ended
         return self.charges, self.receipts
 
@@ -205,24 +205,24 @@ class Binding:
     had changed.
     """
 
-    __slots__ = ("backend", "caller", "charge", "clearance", "later")
+    __slots__ = ("backend", "charge", "clearance", "info", "later")
 
     backend: Backend
-    caller: Caller
+    info: LimiterInfo
     charge: Charge
     clearance: Clearance
     later: Binding | None
 
-    def __init__(self, backend: Backend, caller: Caller) -> None:
+    def __init__(self, backend: Backend, info: LimiterInfo) -> None:
         self.backend = backend
-        self.caller = caller
+        self.info = info
         self.later = None
 
     def current(self) -> Binding:
         """This binding, or one of the limits of now."""
         binding = self if self.later is None else self.later
         if not binding.backend.current(binding):
-            binding = self.later = binding.backend.bind(binding.caller, binding.charge.cost)
+            binding = self.later = binding.backend.bind(binding.info, binding.charge.cost)
         return binding
 
 
@@ -243,8 +243,18 @@ class Request(Waiter):
     """
 
     __slots__ = (
-        "caller", "cost", "deadline", "error", "granted_at", "home", "max_wait", "parked", "parker", "queue",
-        "time_left", "waking",
+        "cost",
+        "deadline",
+        "error",
+        "granted_at",
+        "home",
+        "info",
+        "max_wait",
+        "parked",
+        "parker",
+        "queue",
+        "time_left",
+        "waking",
     )  # fmt: skip
 
     def __init__(
@@ -264,7 +274,7 @@ class Request(Waiter):
         self.number: int = 0
         self.receipts: Any = None
         self.subqueue: Subqueue | None = None
-        self.caller: Caller = binding.caller
+        self.info: LimiterInfo = binding.info
         self.cost: Mapping[str, float] = charge.cost
         self.granted_at: float = math.nan
         self.parker: Any = parker  # whatever parks has one
@@ -314,7 +324,7 @@ class Backend(Protocol):
     def plan(self) -> ChargePlan:
         """What costs are charged on now."""
 
-    def bind(self, caller: Caller, cost: Mapping[str, float]) -> Binding:
+    def bind(self, info: LimiterInfo, cost: Mapping[str, float]) -> Binding:
         """Bind a cost; raises CostError where it is wrong."""
 
     def current(self, binding: Binding) -> bool:
@@ -371,8 +381,8 @@ class Backend(Protocol):
     async def refresh(self) -> None:
         """Ask how things stand, for `snapshot` and `forecast` to show."""
 
-    def recipe(self, caller: Caller) -> list[dict[str, Any]]:
-        """The options of limiters that together are the one of `caller`, for `pickle`.
+    def recipe(self, info: LimiterInfo) -> list[dict[str, Any]]:
+        """The options of limiters that together are the one of `info`, for `pickle`.
 
         Raises:
             TypeError: It cannot be pickled.

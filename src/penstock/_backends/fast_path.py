@@ -205,7 +205,7 @@ def _enter_source(shape: str, *, locked: bool) -> str:
     held = "p" in shape
     note = ["    if self._entered is None: self._entered = grant", "    else: self._note(grant)"] if held else []
     granted = [
-        "    if caller.on_event is not None: emit_grant(binding, 0.0, grant, self._options.flow)",
+        "    if info.on_event is not None: emit_grant(binding, 0.0, grant, self._options.flow)",
         "    return grant",
     ]  # fmt: skip
     step = [*_charge_step(shape), *note, f"    {_receipts(shape)}", *granted]
@@ -264,7 +264,7 @@ def _waiting(permit: str) -> list[str]:
         "            await request.parker.park(seconds)",
         "            seconds = binding.backend.advance(request)",
         f"        grant = {permit}()",
-        "        if request.error is not None or binding.caller.on_event is not None:",
+        "        if request.error is not None or binding.info.on_event is not None:",
         "            fill_in(binding, request, grant, options.flow)",
         "        else:",
         "            binding.backend.hand_over(request, grant)",
@@ -304,7 +304,7 @@ def _before_charge(shape: str, given: str = "") -> list[str]:
     operands = ", ".join(f"m{i}, c{i}" for i in range(len(shape)))
     return [
         f"    {operands} = binding.charge.operands",
-        "    clearance = binding.clearance; caller = binding.caller",
+        "    clearance = binding.clearance; info = binding.info",
         "    grant.binding = binding; grant.ended = False",
         *([f"    {given}"] if given else []),
         f"    {'    ' if given else ''}now = clock.now()",
@@ -338,7 +338,7 @@ def _charge_step(shape: str) -> list[str]:
             take += [f"m{i}.tat = t{i}", f"m{i}.rounding = (t{i} - b{i}) - e{i}"]
             ready.append(f"t{i} - m{i}.ceiling <= r{i}")
     step = [*look, f"if {' and '.join(ready)}:", *(f"    {line}" for line in take)]
-    return [*step, "    caller.granted += 1", "    grant.granted_at = now"]
+    return [*step, "    info.granted += 1", "    grant.granted_at = now"]
 
 
 def _receipts(shape: str) -> str:
@@ -385,7 +385,7 @@ def _keyed_step(shape: str, charged: str, not_ready: str) -> list[str]:
     put = [
         "known[key] = fresh",
         "grant.granted_at = now",
-        "binding.caller.granted += 1",
+        "binding.info.granted += 1",
         f"grant.receipts = {receipts}",
         charged,
     ]
@@ -430,7 +430,7 @@ def _metered_source(kinds: str, where: tuple[int | None, ...], size: int, *, joi
         "def grant(binding, grant):",
         f"    {operands} = binding.charge.operands" if operands else "    pass",
         *_key_of(joint=joint),
-        "    caller = binding.caller; grant.binding = binding; grant.ended = False",
+        "    info = binding.info; grant.binding = binding; grant.ended = False",
         *(["    meters = states.meters_of(key)"] if locked else found),
         "    if meters is None: return False",
         f"    {''.join([names.get(at, '_') + ', ' for at in range(size)])} = meters",

@@ -1,4 +1,4 @@
-"""One key: the caller and the backend of a limiter per key. See `keyed`, which keeps what keys have used."""
+"""One key: its backend, which is also its `LimiterInfo`. `keyed` keeps what keys have used."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from penstock._backends import key_numbers
 from penstock._backends.alike import Alike
-from penstock._backends.base import Binding, Caller, Charge, Grant, Request, joined_caller
+from penstock._backends.base import Binding, Charge, Grant, LimiterInfo, Request, joined_info
 from penstock._backends.charges import ChargePlan, joint_name
 from penstock._backends.fast_path import look_closer
 from penstock._backends.keyed import KeyStates, Materialised, charge_closer, charge_of
@@ -36,13 +36,13 @@ class _OfTheLimits:
         return getattr(key.itself(), self._name)
 
 
-class Key(Caller):
-    """One key, as caller and as backend.
+class Key(LimiterInfo):
+    """One key, as a backend and as its own `LimiterInfo`.
 
     What need not wait, and what goes on with its grants, it decides by the limits that all keys share
     (`KeyStates.run`). For everything else the key's own limits are materialised.
 
-    It is made at every use of a key, so it is one object: the caller, the backend, and (`get`) the calls that the key's
+    It is made at every use of a key, so it is one object: the info, the backend, and (`get`) the calls that the key's
     limiter has made before.
     """
 
@@ -94,17 +94,17 @@ class Key(Caller):
             real = self._real = self.states.backend(self.key)
         return real
 
-    def bind(self, caller: Caller, cost: Mapping[str, float]) -> Binding:
+    def bind(self, info: LimiterInfo, cost: Mapping[str, float]) -> Binding:
         """Bind a cost: for the fast path while nothing more was asked of this key."""
         if self._real is None and not self.states.is_live(self.key):
             try:
                 charge = self.states.charge(cost)
             except CostError:  # this key's limits may have been raised; and their errors name the key
-                return self.itself().bind(caller, cost)
-            binding = Binding(self, caller)
+                return self.itself().bind(info, cost)
+            binding = Binding(self, info)
             binding.charge = charge
             return binding
-        return self.itself().bind(caller, cost)
+        return self.itself().bind(info, cost)
 
     def current(self, _: Binding) -> bool:
         """Never: a call that the fast path has no answer for is bound to the limits themselves."""
@@ -206,7 +206,7 @@ class Key(Caller):
 
     def forecast(self, binding: Binding) -> tuple[float, str | None]:
         real = self.itself()
-        return real.forecast(real.bind(binding.caller, binding.charge.cost))
+        return real.forecast(real.bind(binding.info, binding.charge.cost))
 
     # What the key's own limits answer
 
@@ -247,7 +247,7 @@ class JointStates:
 
     joint = True
 
-    def __init__(self, backend: LocalBackend, keys: KeyStates, like: Caller, *, first: bool) -> None:
+    def __init__(self, backend: LocalBackend, keys: KeyStates, like: LimiterInfo, *, first: bool) -> None:
         assert keys.shared is not None, "keys that are charged by the limits that they share"
         self.keys = keys
         self.like = like
@@ -320,7 +320,7 @@ class JointStates:
 
 def joint_states(
     backend: LocalBackend,
-    caller: Caller,
+    info: LimiterInfo,
     key: Key,
     known: dict[Any, JointStates],
     new: Callable[[ChargePlan], Any],
@@ -336,10 +336,10 @@ def joint_states(
         return None
     joint = known.get((keys, first))
     if joint is None or not joint.current():
-        if not caller.enforce or not backend.fast or backend.store is not keys.store:
+        if not info.enforce or not backend.fast or backend.store is not keys.store:
             return None
-        both = (caller, keys.like) if first else (keys.like, caller)
-        joint = JointStates(backend, keys, joined_caller(*both, caller.name), first=first)
+        both = (info, keys.like) if first else (keys.like, info)
+        joint = JointStates(backend, keys, joined_info(*both, info.name), first=first)
         joint.new = new(joint.shared.plan())
         if len(known) >= _MOST_KNOWN:
             known.clear()

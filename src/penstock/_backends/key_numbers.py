@@ -115,11 +115,11 @@ def _put(
     known[key] = fresh
     if key in old:
         del old[key]
-    grant.binding, grant.backend, grant.caller = None, backend, binding.caller
+    grant.binding, grant.backend, grant.info = None, backend, binding.info
     grant.charges, grant.receipts = charges, receipts
     if cancelled:
         grant.ended = True
-        binding.caller.cancelled += 1
+        binding.info.cancelled += 1
     return True
 
 

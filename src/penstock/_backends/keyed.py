@@ -38,7 +38,7 @@ from weakref import ref
 from penstock import clock
 from penstock._backends import fast_path
 from penstock._backends.alike import Alike, remember
-from penstock._backends.base import HAS_GIL, Binding, Caller, Charge, Clearance, Grant, cost_key
+from penstock._backends.base import HAS_GIL, Binding, Charge, Clearance, Grant, LimiterInfo, cost_key
 from penstock._backends.charges import ChargePlan
 from penstock._backends.held_places import expired, note_holder, warn_of_expired
 from penstock._backends.limit_set import LimitSet
@@ -131,7 +131,7 @@ class KeyStates:
         limits: Limits | None,
         ageing: float,
         weights: Mapping[Hashable, float] | None,
-        like: Caller,
+        like: LimiterInfo,
         call_of: Callable[[Binding], Any],
     ) -> None:
         self.store = store

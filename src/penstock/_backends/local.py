@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from penstock import _log, clock
 from penstock._backends import fast_path
 from penstock._backends.alike import Alike
-from penstock._backends.base import Binding, Caller, Charge, Clearance, Grant, Request, Snapshot
+from penstock._backends.base import Binding, Charge, Clearance, Grant, LimiterInfo, Request, Snapshot
 from penstock._backends.charges import ChargePlan, not_now, queue_full
 from penstock._backends.held_places import expired, note_holder, note_orphan, warn_of_expired, warn_of_hang
 from penstock._backends.limit_set import LimitSet
@@ -89,17 +89,17 @@ class LocalBackend:
             queue = self._queue = queue.standing()
         return queue
 
-    def bind(self, caller: Caller, cost: Mapping[str, float]) -> Binding:
-        binding = Binding(self, caller)
+    def bind(self, info: LimiterInfo, cost: Mapping[str, float]) -> Binding:
+        binding = Binding(self, info)
         # Before the limits are looked at: it is withdrawn when they change.
         clearance = binding.clearance = self.queue.clearance
         if self._alike.clearance is not clearance:
             self._alike = Alike(clearance)
-        charge = self._alike.charge(cost) if caller.enforce else None
+        charge = self._alike.charge(cost) if info.enforce else None
         if charge is None:
-            charges = self.plan().charges(cost, enforce=caller.enforce, unlimited=True)
+            charges = self.plan().charges(cost, enforce=info.enforce, unlimited=True)
             charge = Charge(cost, charges, _grant_now)
-            if caller.enforce:
+            if info.enforce:
                 if self.fast:
                     fast_path.prepare(charge)
                 self._alike.add(charge)
@@ -159,23 +159,23 @@ class LocalBackend:
         if self._plan.held:
             warn_of_hang(request.charges)
         if (log := _log.logger("penstock.limiter", _log.DEBUG)) is not None:
-            _log.waiting(log, request.caller.name, request.cost, *self._decide(self._forecast_of, request))
+            _log.waiting(log, request.info.name, request.cost, *self._decide(self._forecast_of, request))
         return seconds
 
     def _enter(self, queue: WaitQueue, now: float, request: Request) -> float | None:
-        caller = request.caller
+        info = request.info
         if request.max_wait is not None:
             request.deadline = now + request.max_wait
         queue.enter(request, now)
         if request.receipts is not None:  # it is granted
             return None
-        if request.deadline is not None or request.time_left < math.inf or caller.max_queue is not None:
+        if request.deadline is not None or request.time_left < math.inf or info.max_queue is not None:
             self._refuse_if_too_long(queue, now, request)
             if request.error is not None:
                 return None
         if request.parker is None:  # it cannot be woken: only a meter of a user's own that changed its mind comes here
-            queue.refuse(request, not_now(request.charges, 0.0, None, caller.name))
-            caller.refused += 1
+            queue.refuse(request, not_now(request.charges, 0.0, None, info.name))
+            info.refused += 1
             return None
         return queue.park(request, now)
 
@@ -190,12 +190,12 @@ class LocalBackend:
         if seconds == 0 and request.deadline is not None and now >= request.deadline:  # and its turn has not come
             ready, state = queue.expected_of(request, now)
             queue.leave(request, now)
-            request.caller.refused += 1
+            request.info.refused += 1
             request.error = not_now(
                 request.charges,
                 max(ready - now, 0.0),
                 self.plan().blocker(state, now),
-                request.caller.name,
+                request.info.name,
                 "max_wait has passed",
             )
             return None
@@ -212,7 +212,7 @@ class LocalBackend:
 
     def hand_over(self, request: Request, grant: Grant) -> None:
         grant.backend, grant.binding, grant.ended = self, None, False  # as `Grant.of`, which is one call more
-        grant.caller, grant.charges = request.caller, request.charges
+        grant.info, grant.charges = request.info, request.charges
         grant.receipts, grant.granted_at = request.receipts, request.granted_at
         if self._plan.held:
             self._write_down_places(grant)
@@ -220,12 +220,12 @@ class LocalBackend:
     @staticmethod
     def _leave(queue: WaitQueue, now: float, request: Request) -> None:
         queue.leave(request, now)
-        request.caller.cancelled += 1
+        request.info.cancelled += 1
 
     def _refuse_if_too_long(self, queue: WaitQueue, now: float, request: Request) -> None:
         """Refuse a request at once that would wait too long, or finds the queue full."""
-        max_queue, max_wait, time_left = request.caller.max_queue, request.max_wait, request.time_left
-        name = request.caller.name
+        max_queue, max_wait, time_left = request.info.max_queue, request.max_wait, request.time_left
+        name = request.info.name
         full = max_queue is not None and len(queue.waiters) > max_queue
         ready, state = queue.expected_of(request, now)
         if min(math.inf if max_wait is None else max_wait, time_left) < ready - now:
@@ -246,7 +246,7 @@ class LocalBackend:
             error = queue_full(max_queue, wait, self.plan().blocker(state, now), name)
         if error is not None:
             queue.refuse(request, error)
-            request.caller.refused += 1
+            request.info.refused += 1
 
     # Permits that are never closed
 
@@ -324,7 +324,7 @@ class LocalBackend:
         spent, receipts = [charges[i] for i in kept], [receipts[i] for i in kept]
         grant.charges, grant.receipts, grant.ended = (), [], True
         undo(spent, receipts, now)
-        grant.caller.cancelled += 1
+        grant.info.cancelled += 1
         queue.run(now, [state for state, _ in charges])
 
     def close(self, grant: Grant) -> None:
@@ -470,8 +470,8 @@ class LocalBackend:
     async def refresh(self) -> None:
         """In this process everything is known already."""
 
-    def recipe(self, caller: Caller) -> list[dict[str, Any]]:
-        name = f'"{caller.name}"' if caller.name else "a limiter"
+    def recipe(self, info: LimiterInfo) -> list[dict[str, Any]]:
+        name = f'"{info.name}"' if info.name else "a limiter"
         raise TypeError(
             f"{name} lives in the memory of one process and cannot be pickled: "
             "make it in each process, or give it a name= and a store= that processes share (SQLiteStore, RedisStore)"
@@ -496,8 +496,8 @@ class LocalBackend:
 def _grant_now(binding: Binding, grant: Grant) -> bool:
     """Charge a call of any limits, if no call waits and nothing has to be waited for."""
     backend: Any = binding.backend
-    caller = binding.caller
-    if caller.enforce:
+    info = binding.info
+    if info.enforce:
         if not binding.clearance.given or not backend._decide(_charge_if_ready, binding, grant):
             return False
     elif not backend.current(binding):
@@ -505,9 +505,9 @@ def _grant_now(binding: Binding, grant: Grant) -> bool:
     else:
         wait, blocker = backend.forecast(binding)
         if wait > 0:
-            caller.would_refuse += 1
-            if caller.on_event is not None:
-                emit(caller.on_event, Refused(caller.name, binding.charge.full_cost, wait, blocker or "the queue"))
+            info.would_refuse += 1
+            if info.on_event is not None:
+                emit(info.on_event, Refused(info.name, binding.charge.full_cost, wait, blocker or "the queue"))
         backend._decide(_charge, binding, grant)
     if binding.charge.held:
         backend._write_down_places(grant)
@@ -522,12 +522,12 @@ def _charge_if_ready(queue: WaitQueue, now: float, binding: Binding, grant: Gran
 
 def charge_now(_: WaitQueue, now: float, binding: Binding, grant: Grant) -> bool:
     """Within a decision: charge a call, if nothing has to be waited for."""
-    grant.of(binding.backend, binding.caller, binding.charge.charges, None, math.nan)
+    grant.of(binding.backend, binding.info, binding.charge.charges, None, math.nan)
     receipts = charge_if_ready(binding.charge.charges, now)
     if receipts is None:
         return False
     grant.receipts, grant.granted_at = receipts, now  # no call comes between the charge and this
-    binding.caller.granted += 1
+    binding.info.granted += 1
     return True
 
 
@@ -541,10 +541,10 @@ def _free(charges: Charges, receipts: Receipts, now: float) -> list[LimitState]:
 
 
 def _charge(_: WaitQueue, now: float, binding: Binding, grant: Grant) -> None:
-    grant.of(binding.backend, binding.caller, binding.charge.charges, None, math.nan)
+    grant.of(binding.backend, binding.info, binding.charge.charges, None, math.nan)
     grant.receipts = charge(binding.charge.charges, now)
     grant.granted_at = now
-    binding.caller.granted += 1
+    binding.info.granted += 1
 
 
 def _adjust(grant: Grant, state: LimitState, more: float, now: float) -> None:

@@ -17,7 +17,7 @@ from operator import itemgetter
 from typing import Any
 
 from penstock import clock
-from penstock._backends.base import Binding, Caller, Charge, Clearance, Grant, Request, Snapshot
+from penstock._backends.base import Binding, Charge, Clearance, Grant, LimiterInfo, Request, Snapshot
 from penstock._backends.charges import ChargePlan
 from penstock._backends.fast_path import look_closer
 from penstock._backends.local import LocalBackend
@@ -109,14 +109,14 @@ class MixedBackend:
     def _new_plan(self) -> ChargePlan:
         return ChargePlan([*self.local.sets, *self.shared.sets])
 
-    def bind(self, caller: Caller, cost: Mapping[str, float]) -> Binding:
+    def bind(self, info: LimiterInfo, cost: Mapping[str, float]) -> Binding:
         plan = self.plan()
-        binding = _MixedBinding(self, caller)
+        binding = _MixedBinding(self, info)
         binding.clearance = self._clearance
         binding.charge = Charge(cost, plan.charges(cost), look_closer)
         # The store's backend counts the grants of the whole.
-        binding.local = self.local.bind(Caller(caller.name, caller.max_queue), _only(cost, self.local.plan()))
-        binding.shared = self.shared.bind(caller, _only(cost, self.shared.plan()))
+        binding.local = self.local.bind(LimiterInfo(info.name, info.max_queue), _only(cost, self.local.plan()))
+        binding.shared = self.shared.bind(info, _only(cost, self.shared.plan()))
         return binding
 
     def current(self, binding: Binding) -> bool:
@@ -143,19 +143,19 @@ class MixedBackend:
         assert of_places is not None, "there was one"
         if of_places.error is not None:
             request.error, of_places.error = of_places.error, None
-            request.caller.refused += 1
+            request.info.refused += 1
             return None
         places = Grant()
         if of_places.charges:
             self.local.hand_over(of_places, places)
         else:
-            places.of(self.local, request.binding.local.caller, (), [], clock.now())
+            places.of(self.local, request.binding.local.info, (), [], clock.now())
         request.places, request.of_places = places, None  # in one step: `leave` gives back one or the other
         waited = clock.now() - request.arrived
         left = None if request.max_wait is None else max(0.0, request.max_wait - waited)
         binding = request.binding.shared
         if not self.shared.current(binding):
-            binding = self.shared.bind(binding.caller, binding.charge.cost)
+            binding = self.shared.bind(binding.info, binding.charge.cost)
         of_store = self.shared.request_type(
             binding, request.parker, left, request.time_left - waited, request.priority, request.flow
         )
@@ -195,14 +195,14 @@ class MixedBackend:
             if places is not None:
                 self.local.cancel(places)
             elif of_places is not None:
-                request.caller.cancelled += 1
+                request.info.cancelled += 1
                 self.local.leave(of_places)
 
     def hand_over(self, request: Any, grant: Grant) -> None:
         by_store = Grant()
         self.shared.hand_over(request.of_store, by_store)
         charges = (*request.places.charges, *by_store.charges)
-        grant.of(self, request.caller, charges, _BothGrants(request.places, by_store), request.granted_at)
+        grant.of(self, request.info, charges, _BothGrants(request.places, by_store), request.granted_at)
 
     # Of a grant
 
@@ -292,9 +292,9 @@ class MixedBackend:
     async def refresh(self) -> None:
         await self.shared.refresh()
 
-    def recipe(self, caller: Caller) -> list[dict[str, Any]]:
+    def recipe(self, info: LimiterInfo) -> list[dict[str, Any]]:
         """Refused: some of its state lives in this process, so it cannot be pickled."""
-        return self.local.recipe(caller)
+        return self.local.recipe(info)
 
     def itself(self) -> MixedBackend:
         return self

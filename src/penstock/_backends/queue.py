@@ -257,7 +257,7 @@ class WaitQueue:
             undo(request.charges, receipts, now)
             request.receipts, request.granted_at = None, math.nan
         else:
-            request.caller.granted += 1
+            request.info.granted += 1
 
     def _wake(self, request: Request, home: _Home) -> bool:
         """Wake a waiter that is done. False if its loop is gone."""
@@ -361,7 +361,7 @@ class WaitQueue:
             undo(request.charges, receipts, now)
             if request.granted:
                 request.granted_at = math.nan
-                request.caller.granted -= 1
+                request.info.granted -= 1
             self.run(now, [state for state, _ in request.charges])
         else:
             self.run(now)

@@ -61,7 +61,7 @@ async def wait(binding: Binding, new: Callable[[], G], options: WaitOptions) -> 
             await request.parker.park(seconds)
             seconds = binding.backend.advance(request)
         grant = new()
-        if request.error is not None or binding.caller.on_event is not None:
+        if request.error is not None or binding.info.on_event is not None:
             fill_in(binding, request, grant, options.flow)
         else:
             binding.backend.hand_over(request, grant)
@@ -132,7 +132,7 @@ def fill_in(binding: Binding, request: Request, grant: Grant, flow: Hashable) ->
     if request.error is not None:
         raise request.error
     binding.backend.hand_over(request, grant)
-    if binding.caller.on_event is not None:
+    if binding.info.on_event is not None:
         emit_grant(binding, grant.granted_at - request.arrived, grant, flow)
 
 
@@ -166,21 +166,21 @@ LOOP = {
 
 def emit_grant(binding: Binding, waited: float, grant: Grant, flow: Hashable) -> None:
     """Tell the listener of a grant."""
-    caller = binding.caller
-    if caller.on_event is not None:
+    info = binding.info
+    if info.on_event is not None:
         whose = turn_here().flow if flow is None else flow
         waited = waited if waited > 0.0 else 0.0
-        emit(caller.on_event, granted(caller.name, binding.charge.full_cost, waited, whose, id(grant)))
+        emit(info.on_event, granted(info.name, binding.charge.full_cost, waited, whose, id(grant)))
 
 
 def _emit_failure(binding: Binding, error: BaseException, flow: Hashable) -> None:
-    caller, charge = binding.caller, binding.charge
-    if caller.on_event is None and not isinstance(error, RateLimited):
+    info, charge = binding.info, binding.charge
+    if info.on_event is None and not isinstance(error, RateLimited):
         return
     whose = turn_here().flow if flow is None else flow
     if isinstance(error, RateLimited):
-        _log.refused(caller.name, charge.cost, error.retry_after, error.blocked_by)
-        if caller.on_event is not None:
-            emit(caller.on_event, Refused(caller.name, charge.full_cost, error.retry_after, error.blocked_by, whose))
-    elif caller.on_event is not None and not isinstance(error, PenstockError):
-        emit(caller.on_event, Withdrawn(caller.name, charge.full_cost))
+        _log.refused(info.name, charge.cost, error.retry_after, error.blocked_by)
+        if info.on_event is not None:
+            emit(info.on_event, Refused(info.name, charge.full_cost, error.retry_after, error.blocked_by, whose))
+    elif info.on_event is not None and not isinstance(error, PenstockError):
+        emit(info.on_event, Withdrawn(info.name, charge.full_cost))

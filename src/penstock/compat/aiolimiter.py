@@ -17,7 +17,7 @@ from typing import Any
 
 import anyio
 
-from penstock._backends.base import Caller
+from penstock._backends.base import LimiterInfo
 from penstock._backends.limit_set import LimitSet
 from penstock._backends.local import LocalBackend
 from penstock._backends.queue import WaitQueue
@@ -70,7 +70,7 @@ class AsyncLimiter(AbstractAsyncContextManager[None]):
         self._scale = 1 / max_rate if 0 < max_rate < 1 else 1
         rate = Rate(max_rate * self._scale, time_period)
         limits = LimitSet({"units": (rate,)}, _LoopsQueue(math.inf), None)
-        self._limiter = Limiter.over(LocalBackend(MemoryStore(), (limits,), fast=False), Caller("AsyncLimiter"))
+        self._limiter = Limiter.over(LocalBackend(MemoryStore(), (limits,), fast=False), LimiterInfo("AsyncLimiter"))
 
     @property
     def max_rate(self) -> float:

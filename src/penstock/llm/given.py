@@ -93,7 +93,7 @@ class GivenEndpoint(Endpoint):
 
     @property
     def _may_be_contradicted(self) -> bool:
-        return not self._holds_always and self.limiter._caller.enforce
+        return not self._holds_always and self.limiter._info.enforce
 
     def _is_below_window(self, quota: Quota) -> bool:
         """Whether an answer tells less than what was given as windows alone."""
@@ -197,7 +197,7 @@ def by_limiter(limiter_of: Callable[[Any], Any]) -> Callable[[Any], Endpoint | N
             if inspect.iscoroutine(limiter):
                 limiter.close()  # or it would warn that it was never awaited
             raise NoLimiter(f"the function must return a Limiter, or None for no limit, not {repr_of(limiter)}")
-        state = (limiter._caller.enforce, *limiter._backend.limit_sets)
+        state = (limiter._info.enforce, *limiter._backend.limit_sets)
         endpoint = known.get(state)
         if endpoint is None:
             while len(known) >= _REMEMBERED:

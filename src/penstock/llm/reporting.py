@@ -42,7 +42,7 @@ class Listener:
         self, limiter: Limiter, cost: Mapping[str, float], flow: Hashable, retry_after: float, blocker: str
     ) -> None:
         """A request was not sent: its limiter refused it. Said once, if both have one listener."""
-        if limiter._caller.on_event is not self.hook:
+        if limiter._info.on_event is not self.hook:
             emit(self.hook, Refused(limiter.name, dict(cost), retry_after, blocker, flow))
 
     def limits(self, subject: str, limits: Mapping[str, tuple[object, ...]]) -> None:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from penstock import clock
-from penstock._backends.base import Binding, Caller, Charge, Clearance, Grant, Snapshot
+from penstock._backends.base import Binding, Charge, Clearance, Grant, LimiterInfo, Snapshot
 from penstock._backends.charges import ChargePlan, of_least_burst
 from penstock._backends.fast_path import look_closer
 from penstock._backends.held_places import warn_of_orphan
@@ -109,9 +109,9 @@ class SharedBackend:
             limiter=self.plan().name,
         )
 
-    def bind(self, caller: Caller, cost: Mapping[str, float]) -> Binding:
+    def bind(self, info: LimiterInfo, cost: Mapping[str, float]) -> Binding:
         self.plan()
-        binding = Binding(self, caller)
+        binding = Binding(self, info)
         binding.clearance = self._clearance  # before the limits are looked at: it is withdrawn when they change
         charges = self.charges(cost)
         grant = _grant_free if not charges else _grant_leased if self.lease is not None else look_closer
@@ -127,16 +127,16 @@ class SharedBackend:
         """Hand a request to the dispatcher; WouldBlockEventLoop if it cannot wait for the answer."""
         if not request.charges:  # the limits were changed since it was bound: nothing of it is limited now
             request.granted_at = clock.now()
-            request.caller.granted += 1
+            request.info.granted += 1
             request.stage = Stage.GRANTED
             return None
         if request.parker is None:
             raise WouldBlockEventLoop(
-                f"{request.caller.name!r} has to ask its store, and waiting for the answer here "
+                f"{request.info.name!r} has to ask its store, and waiting for the answer here "
                 "would block the running event loop: use `await limiter.acquire(max_wait=0)`, or `async with`, or run "
                 "this function in a thread (for example with anyio.to_thread.run_sync) with `with limiter(max_wait=0):`"
                 if loop_running_here()
-                else f"{request.caller.name!r} has to ask its store, and acquire_nowait waits for no answer: "
+                else f"{request.info.name!r} has to ask its store, and acquire_nowait waits for no answer: "
                 "use `with limiter(max_wait=0):` here, and `await limiter.acquire(max_wait=0)` in a task"
             )
         if request.flow is not None:
@@ -180,7 +180,7 @@ class SharedBackend:
     def hand_over(self, request: Any, grant: Grant) -> None:
         grant.binding = None  # written out as each call comes here: see `Grant.of`
         grant.backend = self
-        grant.caller = request.caller
+        grant.info = request.info
         grant.charges = request.charges
         grant.receipts = request  # see `_receipts_of`
         request.batch = None  # which would be kept for as long as the permit
@@ -200,9 +200,9 @@ class SharedBackend:
             shares = leases.take(charges, now)
             if shares is None:
                 return False
-            binding.caller.granted += 1
+            binding.info.granted += 1
             self._lease_more(charges, now)
-        grant.of(self, binding.caller, charges, StoreReceipts(charges, {}, (), shares), now)
+        grant.of(self, binding.info, charges, StoreReceipts(charges, {}, (), shares), now)
         return True
 
     def _lease_more(self, charges: Any, now: float) -> None:
@@ -267,7 +267,7 @@ class SharedBackend:
             receipts = _receipts_of(grant)
             self._want(receipts, dict.fromkeys(receipts.wants(), 0.0))
             grant.charges, grant.ended = (), True  # at last: what an exception cuts short can be done again
-            grant.caller.cancelled += 1
+            grant.info.cancelled += 1
         return True
 
     def close(self, grant: Grant) -> None:
@@ -413,8 +413,8 @@ class SharedBackend:
                 left -= state.pool.left  # which the server has not seen yet
             self._tell(state.limit_set, partial(_lower, state, left, heard, grant), announce=False)
 
-    def recipe(self, caller: Caller) -> list[dict[str, Any]]:
-        options = {"max_queue": caller.max_queue, "on_event": caller.on_event, "store": self.store}
+    def recipe(self, info: LimiterInfo) -> list[dict[str, Any]]:
+        options = {"max_queue": info.max_queue, "on_event": info.on_event, "store": self.store}
         return [
             {
                 **options,
@@ -503,8 +503,8 @@ def _grant_free(binding: Binding, grant: Grant) -> bool:
     backend: Any = binding.backend
     if not backend.current(binding):
         return False
-    grant.of(backend, binding.caller, (), StoreReceipts((), {}, (), None), clock.now())
-    binding.caller.granted += 1
+    grant.of(backend, binding.info, (), StoreReceipts((), {}, (), None), clock.now())
+    binding.info.granted += 1
     return True
 
 

@@ -99,7 +99,7 @@ class SharedRequest(Request):
         charge = binding.charge
         self.charges = charge.charges
         self.cost = charge.cost
-        self.caller = binding.caller
+        self.info = binding.info
         self.backend = binding.backend
         self.parker = parker
         self.priority = priority

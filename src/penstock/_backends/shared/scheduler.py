@@ -72,7 +72,7 @@ class Scheduler:
                 request.backend is backend
                 and fresh is not None
                 and request.latest == _EVER
-                and request.caller.max_queue is None
+                and request.info.max_queue is None
                 and request.stage is _NEW
             ):
                 fresh.append(request)  # as of the one before, there is nothing to be said of it
@@ -149,11 +149,11 @@ class Scheduler:
         changed = any(of.limit_set.version > 1 for of, _ in request.charges)  # perhaps since it was bound to them
         if changed and not self._agreement.charge_anew(request, now):
             return None
-        bound = request.caller.max_queue
+        bound = request.info.max_queue
         if bound is not None and request.latest > now and len(queue) >= bound:
             ready, blocker = state.expected(request, queue, now)
             if now < ready <= request.latest:  # else it is refused, as it does not wait so long
-                state.refuse(request, queue_full(bound, ready - now, blocker, request.caller.name))
+                state.refuse(request, queue_full(bound, ready - now, blocker, request.info.name))
                 return None
         if now < request.latest < math.inf:
             state.at(request.latest, lambda at: self._too_late(request, at))
@@ -167,7 +167,7 @@ class Scheduler:
         stage, request.stage = request.stage, Stage.GONE
         if stage is Stage.GONE:
             return
-        request.caller.cancelled += 1
+        request.info.cancelled += 1
         if stage is Stage.QUEUED:
             queue.waiters.leave(request)
             if request.flow in queue.told and not queue.waiters.waits(request.flow):
@@ -182,7 +182,7 @@ class Scheduler:
             queue.reserved.remove(request)
             self._hand_on(request, queue, now)
         elif stage is Stage.GRANTED:
-            request.caller.granted -= 1
+            request.info.granted -= 1
             if request.shares is not None:
                 self._leasing.put_back(request.shares, queue, now)
             else:
@@ -377,7 +377,7 @@ class Scheduler:
                 if plain and request.stage is asked and request.batch is batch:
                     request.granted_at = now  # as `state.grant`, for most
                     request.stage = granted
-                    request.caller.granted += 1
+                    request.info.granted += 1
                     woken.append(request.parker)
                 else:
                     self._admitted(request, batch, 0.0, now)

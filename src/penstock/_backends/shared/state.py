@@ -173,14 +173,14 @@ class SchedulerState:
         """Let a request go."""
         request.granted_at = now
         request.stage = Stage.GRANTED
-        request.caller.granted += 1
+        request.info.granted += 1
         self._wake(request)
 
     def refuse(self, request: SharedRequest, error: Exception) -> None:
         """Tell a request that it is not granted, and why."""
         request.error = error
         request.stage = Stage.REFUSED
-        request.caller.refused += 1
+        request.info.refused += 1
         self._wake(request)
 
     def fail_queue(self, limit_set: SharedLimitSet, error: Exception) -> None:
@@ -218,7 +218,7 @@ class SchedulerState:
             bound = f"max_wait is {show_seconds(request.max_wait)}" if request.max_wait else ""
         elif request.time_left < math.inf:
             bound = f"the enclosing deadline was {show_seconds(max(0.0, request.time_left))} away"
-        self.refuse(request, not_now(request.charges, wait, blocker, request.caller.name, bound))
+        self.refuse(request, not_now(request.charges, wait, blocker, request.info.name, bound))
 
     def expected(self, request: SharedRequest, queue: StoreQueue, now: float) -> tuple[float, str | None]:
         """When a request would have its turn, as far as this process knows, and what it waits for."""
