@@ -111,7 +111,7 @@ endif
 kills: environment ## kill penstock run 145 times at random instants, and see that nothing is lost and nothing paid for twice (half an hour)
 	$(BIN)/python tools/kill_runs.py
 
-field: ## the outside world, WHAT=judges, runs, sdks, frameworks, engines or peers; writes docs/field/ (tests/field/README.md)
+field: ## the outside world, WHAT=judges, runs, sdks, frameworks, engines, pages or peers; writes docs/field/ (tests/field/README.md)
 	@$(SETUP) $(TESTED)
 	$(NEEDS_RANKS) PENSTOCK_TEST_SERVERS="$(SERVERS)" $(BIN)/python tests/field $(WHAT) $(ONLY)
 
