@@ -240,6 +240,7 @@ async def test_a_settlement_beyond_measure_is_a_debt_and_no_breakdown(amount, st
     ("url", "says"),
     [
         ("redis://user:s3cret@h/0?timeout=5", "timeout"),
+        ("redis://user:s3cret@h/0?socket_timeout=soon", "socket_timeout"),
         ("redis://user:s3cret@h/?db=zero", "db"),
         ("redis://user:s3cret@h/zero", "number of a db"),
         ("redis://h:6379/0;password=s3cret", "number of a db"),

@@ -176,12 +176,9 @@ class Down(RowsInMemory):
     down = False
     ahead = 0.0
 
-    def decide(self, batch):
+    def exchange(self, names, decide):
         if self.down:
             raise Unreachable("it is down")
-        return super().decide(batch)
-
-    def exchange(self, names, decide):
         super().exchange(names, lambda rows, now: decide(rows, now + self.ahead * 1e6))
 
 
@@ -202,6 +199,52 @@ def test_a_store_that_is_closed_while_it_is_down_begins_anew(options):
     time.sleep(0.3)  # whoever asked before it was closed would say something now
     with limiter(requests=1, max_wait=1), pytest.raises(RateLimited):
         limiter(requests=2, max_wait=0).__enter__()
+    store.close()
+
+
+@pytest.mark.parametrize("options", [{}, {"on_outage": "open"}, {"on_outage": "share", "share": 0.5}])
+def test_new_limits_that_do_not_reach_the_store_keep_nobody_waiting(options):
+    """Not even those of other limits: `on_outage` says what becomes of them. The store hears of them when it answers."""
+    store = Down({}, threading.Lock(), patience=0.05, **options)
+    limiter, other = (Limiter(requests=per_second(1e-6, burst=4), name=name, store=store) for name in ("x", "y"))
+    with limiter, other:
+        store.down = True
+        limiter.reconfigure(requests=per_second(1e-6, burst=3))
+    for each in (limiter, other):
+        with contextlib.nullcontext() if options else pytest.raises(StoreError, match="it is down"), each():
+            pass
+    store.down = False
+    while store.dispatcher.down is not None:
+        time.sleep(0.001)
+    asyncio.run(limiter.refresh())
+    assert limiter.statistics().limits["requests"].level == pytest.approx(1 if options else 2, abs=1e-3)
+    store.close()
+
+
+class Cluster(RowsInMemory):
+    """Has each name in another place, which it knows once it is asked."""
+
+    found_out = False
+
+    def prepare(self):
+        self.found_out = True
+
+    def group_of(self, name):
+        return name if self.found_out else None
+
+
+@pytest.mark.parametrize("max_wait", [None, 0])
+@pytest.mark.parametrize("lease", [None, 0.1])
+def test_limits_that_a_cluster_cannot_decide_together_are_refused_also_where_that_is_known_too_late(lease, max_wait):
+    """They were joined before it was first asked, as when a program is imported. Each by itself goes on."""
+    store = Cluster({}, threading.Lock())
+    org, user = (Limiter(requests=per_second(50), name=name, store=store, lease=lease) for name in ("org", "user"))
+    with pytest.raises(StoreError, match="org, user: they live in different hash slots"):
+        (org & user)(max_wait=max_wait).__enter__()
+    with org, user(max_wait=1):
+        pass
+    with pytest.raises(ValueError, match="they live in different hash slots"):
+        org & user
     store.close()
 
 

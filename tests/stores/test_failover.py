@@ -140,6 +140,21 @@ async def test_a_slot_that_moves_to_another_node_loses_nothing(cluster, prefix):
 
 
 @pytest.mark.anyio
+async def test_a_call_for_names_in_two_slots_is_its_callers_error_where_the_cluster_was_found_out_late(
+    cluster, prefix, monkeypatch
+):
+    """Redis' own error was taken for an outage, which went on for as long as that call was asked again."""
+    store = RedisStore(cluster, prefix=prefix)
+    monkeypatch.setattr(store, "prepare", lambda: None)  # as where nothing answers at first
+    org, user = (Limiter(requests=per_second(50), name=name, store=store) for name in ("org", "user"))
+    with pytest.raises(StoreError, match="different hash slots"):
+        await (org & user).acquire()
+    await org.acquire(max_wait=0)
+    await user.acquire(max_wait=0)
+    store.close()
+
+
+@pytest.mark.anyio
 async def test_a_node_of_a_cluster_is_killed_and_its_replica_takes_over(nodes, prefix):
     """Though it was the only one whose address we were given."""
     dead, *others, replica = nodes

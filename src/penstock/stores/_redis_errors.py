@@ -51,6 +51,8 @@ def explain(error: Exception, server: RedisServer, prefix: str, names: Sequence[
         )
     if isinstance(error, errors.OutOfMemoryError) or "OOM" in codes:
         return Unreachable(f"{where} has no memory left: nothing was granted. Raise its maxmemory ({text})")
+    if "CROSSSLOT" in codes or said.endswith("must map to the same key slot"):  # until now it was not known to be one
+        return StoreError(f"{where} is a cluster with {', '.join(names)} in different hash slots: give them one group")
     cannot_now = (errors.BusyLoadingError, errors.ClusterError, errors.TryAgainError, errors.AskError)
     if isinstance(error, cannot_now) or codes & _CANNOT_NOW:
         return Unreachable(f"{where} cannot answer now: {text}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,13 @@ from penstock._backends.shared.wire import BatchInFlight
 from penstock.errors import ConfigurationConflict, PenstockError
 from penstock.limits import Limit, Unlimited
 from penstock.stores.contract import Terms
+
+DIVIDED = (
+    "they live in different hash slots of the cluster, which cannot be decided together: "
+    "write their limits into one limiter, or give both names of one group, "
+    """such as 'org:chat' and 'org:embed' with RedisStore(..., group=lambda name: name.split(":")[0])"""
+)
+"""What is wrong with limits that the store cannot decide together, and the way out."""
 
 
 class Agreement:
@@ -32,6 +40,9 @@ class Agreement:
         for limit_set in batch.offsets:
             text = others.get(limit_set.name)
             if text is None:
+                continue
+            if limit_set in self._state.changes:  # the store has not heard of them yet, and answers now
+                self._state.change_at = -math.inf
                 continue
             theirs = Terms.of_text(limit_set.name, text, limit_set.place_ttl)
             if limit_set.agreed and theirs.limits.keys() <= limit_set.states.keys() and theirs.lease == limit_set.lease:

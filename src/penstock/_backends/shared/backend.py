@@ -17,6 +17,7 @@ from penstock._backends.base import Binding, Charge, Clearance, Grant, LimiterIn
 from penstock._backends.charges import ChargePlan, of_least_burst
 from penstock._backends.fast_path import look_closer
 from penstock._backends.held_places import warn_of_orphan
+from penstock._backends.shared.agreement import DIVIDED
 from penstock._backends.shared.dispatcher import Dispatcher, dispatcher_of
 from penstock._backends.shared.limit_set import SharedLimitSet, SharedLimitState
 from penstock._backends.shared.queue import StoreQueue
@@ -439,11 +440,7 @@ class SharedBackend:
             raise ValueError(f"only {which} is leased, so they cannot be decided together: give both lease= or none")
         sets = tuple(dict.fromkeys((*self.sets, *other.sets)))
         if len({self.store.group_of(limit_set.name) for limit_set in sets}) > 1:
-            raise ValueError(
-                "they live in different hash slots of the cluster, which cannot be decided together: "
-                "write their limits into one limiter, or give both names of one group, "
-                """such as 'org:chat' and 'org:embed' with RedisStore(..., group=lambda name: name.split(":")[0])"""
-            )
+            raise ValueError(DIVIDED)
         with self.store.lock:
             queue = sets[0].queue
             for limit_set in sets[1:]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -244,7 +245,7 @@ class Dispatcher:
                 requests = [request for request in requests if request.arrived > message.moment]
             message(scheduler, now)
         scheduler.take_in(requests, now)
-        changes = scheduler.take_changes()
+        changes = scheduler.take_changes(now)
         return changes, None if changes else scheduler.turn(now)
 
     def _wake(self) -> None:
@@ -402,9 +403,10 @@ class Dispatcher:
             with self.lock:
                 state = self.scheduler.state
                 state.changes[limit_set] = None
-                state.at(clock.now() + RETRY[1], lambda _: None)
-            _log.warning("new limits for %r have not reached the store yet: %s", terms.name, error)
-            time.sleep(RETRY[1])
+                if state.change_at == -math.inf:
+                    _log.warning("new limits for %r have not reached the store yet: %s", terms.name, error)
+                state.change_at = clock.now() + RETRY[1]
+                state.at(state.change_at, lambda _: None)
         except Exception as error:  # noqa: BLE001 - every caller must hear of it
             _log.exception("the store refused new limits for %r", terms.name)
             with self.lock:
@@ -412,6 +414,7 @@ class Dispatcher:
             self._wake()
         else:
             limit_set.agreed = True
+            self.scheduler.state.change_at = -math.inf
 
 
 class _Announced:

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from penstock._backends.charges import queue_full
-from penstock._backends.shared.agreement import Agreement
+from penstock._backends.shared.agreement import DIVIDED, Agreement
 from penstock._backends.shared.asking import LOOKAHEAD, Asking, Writing
 from penstock._backends.shared.leasing import Leasing
 from penstock._backends.shared.limit_set import SharedLimitSet
@@ -101,9 +101,21 @@ class Scheduler:
                 self._leasing.ask(queue, batch, now)
             else:
                 self._asking.ask(queue, batch, now)
+            if not batch.offsets and queue in state.dirty:
+                self._refuse_divided(queue)  # the first of them does not fit into any batch
         if batch.offsets and (state.refunds or state.drops):
             self._settling.write_refunds(batch)  # those that could wait
         return batch if batch.offsets else None
+
+    def _refuse_divided(self, queue: StoreQueue) -> None:
+        """Refuse requests for limits that the store cannot decide together, as it did not say when they were joined."""
+        state, waiting = self.state, [*queue.fresh, *queue.waiters]
+        for request in waiting:
+            names = [of.limit_set.name for of, _ in request.charges]
+            if len({self.store.group_of(name) for name in names}) > 1:
+                queue.waiters.leave(request)
+                state.refuse(request, StoreError(f"{', '.join(dict.fromkeys(names))}: {DIVIDED}"))
+        queue.fresh = deque(request for request in queue.fresh if request.error is None)
 
     def open(self) -> bool:
         """Whether anything decides."""
@@ -112,20 +124,20 @@ class Scheduler:
     def idle(self, now: float) -> float | None:
         """Seconds until something must be done if nothing comes in; None: for ever."""
         state = self.state
-        if self._changes() or ((state.dirty or state.urgent) and self.open()):
+        if self._changes(now) or ((state.dirty or state.urgent) and self.open()):
             return 0.0
         alarm = state.next_alarm()
         return None if alarm == math.inf else min(max(0.0, alarm - now), 3600.0)
 
-    def take_changes(self) -> list[SharedLimitSet]:
+    def take_changes(self, now: float) -> list[SharedLimitSet]:
         """Limit sets whose new limits the store must hear of, and can."""
-        changes = self._changes()
+        changes = self._changes(now)
         for limit_set in changes:
             del self.state.changes[limit_set]
         return changes
 
-    def _changes(self) -> list[SharedLimitSet]:
-        if self.outage is not None:
+    def _changes(self, now: float) -> list[SharedLimitSet]:
+        if self.outage is not None or now < self.state.change_at:
             return []
         return [limit_set for limit_set in self.state.changes if self.state.silence_of(limit_set) is None]
 
