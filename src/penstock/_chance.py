@@ -1,8 +1,8 @@
-"""Chance of our own, drawn from the system.
+"""Random numbers that no program can seed: they are drawn from the system.
 
-Never the module `random`, which programs seed. Processes that seed it alike, as the ranks of a training run do, would
-be one process to a store, and back off in step after an outage. And what they draw of it themselves does not depend on
-what penstock does.
+The module `random` is not used, because programs seed it. Processes that seed it alike, as the ranks of a training run
+do, would look like one process to a store, and would back off in step after an outage. And what a program draws from
+`random` must not depend on what penstock does.
 """
 
 from __future__ import annotations

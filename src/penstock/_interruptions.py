@@ -1,7 +1,8 @@
-"""Exceptions that come over running code from outside, and are not that code's.
+"""Tell exceptions that interrupt running code from outside apart from those that the code raises.
 
-A function of the user's that we call beside a call of theirs may raise what it likes: that is logged, and the call goes
-on. But KeyboardInterrupt, and whatever a signal handler raises, only happens to strike there. It is the program's.
+A function of the user that runs beside a call, such as a hook, may raise anything: the error is logged, and the call
+goes on. But KeyboardInterrupt, or what a signal handler raises, is not an error of that function: it only happens to
+strike there, and must reach the program.
 """
 
 from __future__ import annotations

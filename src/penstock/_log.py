@@ -1,9 +1,11 @@
-"""What happens, for the standard library's logging: the loggers `penstock.limiter`, `penstock.retry` and others.
+"""Log records through the standard library's `logging`: the loggers `penstock.limiter`, `penstock.retry` and others.
 
 A program that never imported `logging` has no handler, so nothing is loaded or written for it, unless something broke.
-Records carry their numbers in `extra`: of a limiter `limiter`, `cost`, `wait`, `blocked_by`, `units`, `seconds`.
+Records carry their numbers in `extra`: those of a limiter are `limiter`, `cost`, `wait`, `blocked_by`, `units` and
+`seconds`.
 
-Filters and handlers are the user's, and may raise. Watching a call must not break it, so that goes no further.
+Filters and handlers belong to the user, and may raise. Their errors are dropped, because logging a call must not break
+it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Limits as people write them: "3,500/min", "90k per minute", "1.5M a day", "10/s burst 1".
+"""Read limits as people write them: "3,500/min", "90k per minute", "1.5M a day", "10/s burst 1".
 
-What has one meaning is read. What has several is refused, with a sentence that says how to write each of them.
+A text with several meanings is refused, with a sentence that says how to write each of them.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What the server asked for: `retry_after(error)`.
+"""How long the server asked to wait: `retry_after(error)`.
 
-Every client library keeps it somewhere else: in an attribute of the error, in the headers of its response, as seconds,
-as milliseconds or as a date. Here it becomes a number of seconds, or None.
+Every client library keeps this somewhere else: in an attribute of the error, or in the headers of its response, in
+seconds, in milliseconds or as a date. Here it becomes a number of seconds, or None.
 
-Errors are the user's objects. Whatever an attribute, a header or a property of theirs raises, reading it only gives
-None: it never replaces the error.
+Errors are the user's objects. If an attribute, a header or a property of theirs raises, the answer is None: the error
+itself is never replaced.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""Run each call of a function of any kind inside a context manager.
+"""Run each call of a function, of any kind, inside a context manager: a permit, or the watch of a circuit breaker.
 
-A permit of a limiter, the watch of a circuit breaker.
-
-A plain callable may turn out to return an awaitable. Its context manager stays entered until that has been awaited, and
-later calls of it are known as async. `_introspect` says what kinds of function there are.
+A plain callable may turn out to return an awaitable. Its context manager then stays entered until the awaitable is
+done, and later calls of that callable are treated as async. The kinds of function are told apart in `_introspect`.
 """
 
 from __future__ import annotations

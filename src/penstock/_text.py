@@ -1,4 +1,4 @@
-"""What others wrote, as a terminal, a message or a name in a store may show it. Pure."""
+"""Text from users and servers, made safe to show in a terminal, a message or the name of a row in a store. Pure."""
 
 from __future__ import annotations
 

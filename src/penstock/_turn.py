@@ -1,9 +1,9 @@
-"""Flow, priority and longest wait of all limited calls in a block, where no argument can be passed.
+"""`with penstock.turn(flow="alice"):` flow, priority and longest wait of all limited calls in a block.
 
-`with penstock.turn(flow="alice"):`.
+It is for calls to which no argument can be passed, such as an SDK's.
 
-A context variable, so it holds for the tasks and threads that the block starts with a copy of its context, and for
-nothing else. Only calls that have to wait look at it: a call that goes at once overtakes none.
+It is a context variable, so it holds for the tasks and threads that the block starts with a copy of its context, and
+for nothing else. Only calls that have to wait look at it: a call that goes at once overtakes none.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Which errors count: the option `on` of retries, breakers and fallbacks. And how the user is asked about them.
+"""Which errors count: the option `on` of retries, breakers and fallbacks, and how the user's functions are asked.
 
 A property of the exception may raise, and so may a function such as `on` or `hint`. Neither may replace the exception:
-the caller gets the original, with a note. Only a function whose answer is of the wrong kind is an error of its own
-(`Nonsense`). Callers pass in an `Exception` only: cancellation, KeyboardInterrupt and GeneratorExit are no failures.
+the caller gets the original, with a note. Only an answer of the wrong type is an error of its own (`Nonsense`). Callers
+pass in an `Exception` only: cancellation, KeyboardInterrupt and GeneratorExit are not failures.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What users write, read and checked: limits, options, costs."""
+"""Read and check what users write: limits, options and costs.
+
+Numbers and spans of time are read in `_numbers`, and texts such as "90k/min" in `_notation`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A limiter that takes less than was promised while the server says that it has too much.
+"""Lower the rates of a limiter while the server reports overload, and raise them again afterwards.
 
     limiter = Limiter(requests="3500/min", calls=in_flight(64))
     adaptive = Adaptive(limiter, on=Overloaded)

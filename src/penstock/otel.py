@@ -1,4 +1,4 @@
-"""Metrics and spans of OpenTelemetry: what limiters, retries and stores do, and how the calls inside them went.
+"""OpenTelemetry metrics and spans: what limiters, retries and stores do, and how the calls under them went.
 
     telemetry = Telemetry()
     limiter = Limiter(requests="3500/min", tokens="90k/min", name="openai", on_event=telemetry)

@@ -1,4 +1,7 @@
-"""Permit: the proof that a call was charged, and what can be said of it afterwards."""
+"""Permit: the proof that a call was charged. It settles the true cost, cancels, and gives back what is held.
+
+Its backend does the arithmetic.
+"""
 
 from __future__ import annotations
 

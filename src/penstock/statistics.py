@@ -1,4 +1,4 @@
-"""The state of a limiter at one moment, as frozen records."""
+"""The state of a limiter at one moment, as frozen records. `Limiter.statistics()` fills them in."""
 
 from __future__ import annotations
 

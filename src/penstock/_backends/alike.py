@@ -1,7 +1,7 @@
-"""What is remembered of costs, and charges of costs that differ by numbers alone.
+"""Remember the charges of costs, and make the charge of a new cost from that of a similar one.
 
-Where each prompt has a number of tokens of its own, nearly no cost was seen before. A charge for it is made from that
-of another cost of the same units: what was worked out for that one, with other numbers.
+If each prompt has its own number of tokens, nearly every cost is new. Its charge is then copied from one with the same
+units, with other numbers. `charges` works out what cannot be copied.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""From what a call costs to what it is charged, limit by limit; and what is said when that cannot be."""
+"""From the cost of a call to its charges, limit by limit, and the errors for costs that cannot be charged.
+
+Nothing is charged here: see `fast_path` and `local`.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Places that may never come back: their holders are written down, and a call that has to wait for them is told.
+"""Places that may never come back: write down who holds them, and warn a call that has to wait for them.
 
-Three ways lead there: a permit outlives its time to live, a permit is collected and was never closed, a task that holds
-the last place waits for another. Each is warned of once, as of the line that acquired the permit.
+There are three reasons: a permit outlives its time to live, a permit was collected before it was closed, or a task that
+holds the last place waits for another. Each is warned of once, with the line that acquired the permit.
 """
 
 from __future__ import annotations

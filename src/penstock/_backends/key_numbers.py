@@ -1,7 +1,7 @@
-"""Settling and cancelling what a key was charged in its numbers, as it was charged, without making meters of them.
+"""Settle and cancel a charge of a key that is kept as plain numbers, without making meters of them.
 
-Both are one step, with the lock held: what comes out is worked out first, and put in the place of the old numbers only
-if these are still there, with no call in between. See `keyed`.
+Both are one step, with the lock held: the result is worked out first, and replaces the old numbers only if they are
+still there, with no call in between. See `keyed`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A limit set: the limits of one limiter as it was constructed, with what is used of them.
+"""A limit set: the limits of one limiter as it was constructed, and how much of them is used.
 
-Joint limiters have several.
+A joint limiter has several. Which of them a cost is charged on is worked out in `charges`.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Limits in a shared store beside places of this process.
+"""Limits in a shared store together with places of this process.
 
-As "our organisation's tokens in Redis, and 64 calls at once here".
+For example the organisation's tokens in Redis, and at most 64 calls at once in this process.
 
 A call first waits for its places in this process, in their own queue, and holds them while it waits for the store. So
-the store is asked for no more calls than can be made, nothing that the store grants waits for a place here, and giving
-up gives both back, exactly.
+the store is asked for no more calls than can be made, no grant of the store waits for a place here, and a call that
+gives up returns both, exactly.
 
-Only places may be kept in this process. A rate would be charged when the call begins to wait for the store, and be
-broken when many that have waited go at once.
+Only places may be kept in this process. A rate would be charged when the call begins to wait for the store, and would
+be exceeded when many calls that have waited go at once.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""How a task or a thread waits for a backend's answer, and what listeners hear of it.
+"""The one wait loop, for tasks and for threads: wait for a backend's answer, and emit the events of a call.
 
-The one wait loop, in its two forms.
+What the answer is, the backend decides; how a task or thread sleeps is in `_concurrency.parking`.
 """
 
 from __future__ import annotations

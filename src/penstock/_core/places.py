@@ -1,4 +1,7 @@
-"""Places: so many at the same time, held by a permit until it ends."""
+"""Places: at most so many calls at the same time, each held by a permit until it ends.
+
+Who waits for a place is decided by `turns`; warnings about places that never come back are in `_backends`.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Windows: so much in any span of a length, and so much per period of the calendar.
+"""Windows: at most so much in any span of a length, or per period of the calendar.
 
-Neither refills bit by bit as a bucket does. A sliding window is a log of what was charged when; a calendar window is
-one number and the moment at which it starts anew.
+Unlike a bucket, a window does not refill bit by bit. A sliding window is a log of what was charged when; a calendar
+window is one number, and the moment at which it starts again from 0.
 """
 
 from __future__ import annotations

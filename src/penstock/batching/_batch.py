@@ -1,4 +1,7 @@
-"""The callers of a batcher, their queue, the batches that take them, and which entry of a reply each gets."""
+"""The callers of a batcher, their queue, the batches that take them, and which entry of a reply each caller gets.
+
+`_batcher` has the options, and decides which errors may be the fault of one item.
+"""
 
 from __future__ import annotations
 

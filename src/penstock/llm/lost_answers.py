@@ -1,8 +1,8 @@
-"""Has the places of answers come back that were left unread, and that only the garbage collector can find.
+"""Free the places of answers that were dropped unread, if only the garbage collector can find them.
 
-Some SDKs' streams refer to themselves. The collector is run if a request would have to wait for a place and no caller
-reads one of the answers. What was left may still be held for a moment, by a thread that logs it, for one; so while
-requests wait for a place it is run again, after a while that is longer each time.
+The streams of some SDKs refer to themselves. If a request would have to wait for a place and no caller reads one of the
+answers, the collector is run. A dropped answer may still be held for a moment, for instance by a thread that logs it.
+So while requests wait for a place the collector is run again, at growing intervals.
 """
 
 from __future__ import annotations

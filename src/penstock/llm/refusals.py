@@ -1,4 +1,4 @@
-"""What we answer in the service's stead, and which limit an error is about.
+"""Answers that a limited client gives in place of the service, and which limit an error is about.
 
     refusal            the answer to a request that must not be sent, in the form of its service's errors
     rate_limit_info    which limit an error is about: limit, used, requested, unit, period, model, organisation, wait

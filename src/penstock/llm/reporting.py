@@ -1,6 +1,6 @@
-"""What listeners are told of a request to a service: one record when its answer is over.
+"""Events about requests to a service: one record when an answer is over.
 
-The usage that a service tells is read by `usage_reader` as the answer passes on its way to the SDK.
+`usage_reader` reads the usage from the answer while it passes on its way to the SDK.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Limits that are learned by one process and kept by all, in a store.
+"""Learned limits that all processes share, in a store.
 
 Until a service has told its limits and their periods, each process learns for itself (`LearningEndpoint`). From then on
-they are limits like those that a user gives (`KeptEndpoint`), counted in the store by a name that says whose they are
-and what they are. So processes that were told the same share them, and one that hears of others first goes over to
-another name: there is nothing to agree on. What no answer tells, each process measures for itself, and goes on so.
+they are limits as a user gives them (`KeptEndpoint`), counted in the store under a name that says whose they are and
+what they are. So processes that were told the same limits share them, and a process that is told others moves to
+another name: there is nothing to agree on. What no answer tells, each process goes on measuring for itself.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What rows and answers cost in dollars, by the prices of models (`penstock.llm.prices`)."""
+"""What rows and answers cost in dollars, by the prices in `penstock.llm.prices`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server with faithful limits, to run programs against that must not fail on the real one.
+"""An OpenAI-compatible server with faithful limits, for testing programs before they meet the real one.
 
 It needs the extra `simulator`: Starlette and uvicorn.
 

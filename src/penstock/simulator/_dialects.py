@@ -1,9 +1,7 @@
-"""How services other than OpenAI say the same.
+"""How services other than OpenAI write headers of limits, refusals, errors, requests and answers.
 
-Headers of limits, refusals, errors, and requests and answers of their own.
-
-Pure. Inside, everything is OpenAI's; here it is put into a service's words on the way out, and out of them on the way
-in.
+Pure. Inside the simulator everything is OpenAI's. Here it is translated: requests on the way in, answers on the way
+out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Limits that differ from those in the store, or change."""
+"""Keep the processes of one name agreed on its limits: adopt what another process changed, or report the conflict.
+
+`stores.contract.Terms` says what is compared; the store only reports that limits differ.
+"""
 
 from __future__ import annotations
 

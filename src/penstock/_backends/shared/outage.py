@@ -1,6 +1,7 @@
-"""A store, or one node of it, gives no answer; and answers again.
+"""What happens when a store, or one of its nodes, stops answering, and when it answers again.
 
-Where one node is silent and the others answer, what lives on that node is held up, and nothing else.
+If one node is silent while the others answer, only the limits on that node are held up. When an outage has begun, and
+how often the store is asked meanwhile, is decided by `dispatcher`.
 """
 
 from __future__ import annotations

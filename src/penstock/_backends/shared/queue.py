@@ -1,4 +1,7 @@
-"""The queue in front of limits that live in a store: which requests wait here, and which have a reservation."""
+"""The queue in front of limits that live in a store: which requests wait here, and which have a reservation.
+
+`scheduler` decides what is asked for; the order of the waiters is that of `_core.queue`.
+"""
 
 from __future__ import annotations
 

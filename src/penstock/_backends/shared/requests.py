@@ -1,4 +1,7 @@
-"""What a call asks of a store, and what the store has charged it."""
+"""What a call asks of a store, what the store has charged it, and what is still owed for it.
+
+`scheduler` and `settling` act on it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a store must be told before it grants anything: refunds, true costs, pauses, which places are still held."""
+"""What a store is told before it is asked for grants: refunds, true costs, pauses, and which places are still held.
+
+`requests` works out what is owed. Here it is written into batches.
+"""
 
 from __future__ import annotations
 

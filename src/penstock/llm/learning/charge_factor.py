@@ -1,4 +1,4 @@
-"""What a server charges for each unit that we estimate. Pure."""
+"""How much a server charges for each unit that we estimate. Pure arithmetic, for `server_estimate`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one answer tells of one limit, and the ways in which limits come back."""
+"""What one answer tells about one limit, and the ways in which limits refill. Records alone."""
 
 from __future__ import annotations
 

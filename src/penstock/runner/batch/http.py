@@ -16,16 +16,16 @@ _CHUNK = 1 << 20
 
 
 class BatchHttp(Http):
-    """The transport of `batch_api`, over aiohttp."""
+    """The transport of `api`, over aiohttp."""
 
     async def request(
         self, method: str, path: str, body: bytes | BinaryIO | None = None, content_type: str = "application/json"
     ) -> Reply:
-        """See `batch_api.Transport.request`."""
+        """See `api.Transport.request`."""
         return await self._exchange(method, path, body, {"content-type": content_type} if body else {}, None)
 
     async def download(self, path: str, into: BinaryIO) -> Reply:
-        """See `batch_api.Transport.download`."""
+        """See `api.Transport.download`."""
         return await self._exchange("GET", path, None, {}, into)
 
     async def _exchange(
