@@ -35,6 +35,11 @@ def repr_of(value: object, most: int = 500) -> str:
     return shown if len(shown) <= most else shown[: most - 3] + "..."
 
 
+def text_of(value: object) -> str:
+    """A text by itself, of a `(str, Enum)` too, whose `str` and f-string are its name; of other objects their `str`."""
+    return str.__str__(value) if isinstance(value, str) else str(value)
+
+
 def without_braces(text: str) -> str:
     """A text as part of a name in a store, which has no braces; `urllib.parse.unquote` reads it back."""
     return text.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")

@@ -12,7 +12,7 @@ from typing import Any
 
 from penstock import _numbers
 from penstock._introspect import name_of, why_not_plain
-from penstock._text import PLAIN, repr_of
+from penstock._text import PLAIN, repr_of, text_of
 from penstock.errors import CostError
 from penstock.limits import Limit, Rate, parse
 
@@ -37,6 +37,8 @@ def merge_given(what: str, mapping: Any, named: Mapping[str, Any]) -> Mapping[st
     for unit in mapping:
         if not isinstance(unit, str):
             raise ValueError(f"a unit is called by a string, not {repr_of(unit)}")
+        if type(unit) is not str:
+            return merge_given(what, {text_of(each): value for each, value in mapping.items()}, named)
     twice = sorted(mapping.keys() & named.keys())
     if twice:
         raise ValueError(f"{', '.join(twice)} is given twice: in the mapping and by keyword")
@@ -76,14 +78,14 @@ def read_limits(given: Mapping[str, Any], *, by_keyword: bool = True) -> dict[st
             raise ValueError(f"{unit} has an empty list of limits: leave it out, or name at least one")
         if len(set(map(str, read))) < len(read):
             raise ValueError(f"{unit} has the same limit twice: {', '.join(map(str, read))}")
-        limits[unit] = tuple(read)
+        limits[text_of(unit)] = tuple(read)
     return limits
 
 
 def check_options(
     name: Any, max_queue: Any, ageing: Any, flow_weights: Any, on_event: Any
-) -> tuple[float, dict[Hashable, float] | None]:
-    """Check the options of a limiter; return `ageing` in seconds, and the weights as Python numbers."""
+) -> tuple[str | None, float, dict[Hashable, float] | None]:
+    """Check the options of a limiter; return the name, `ageing` in seconds, and the weights as Python numbers."""
     if name is not None and not isinstance(name, str):
         raise ValueError(f"name= must be a string, not {repr_of(name)} (a unit cannot be called 'name')")
     if max_queue is not None and _numbers.read_count(max_queue, 0) is None:
@@ -102,7 +104,7 @@ def check_options(
                     f"the weight of flow {repr_of(flow)} must be a finite number above 0, not {repr_of(weight)}"
                 )
     check_hook(on_event)
-    return seconds, weights or None
+    return None if name is None else text_of(name), seconds, weights or None
 
 
 def check_hook(on_event: Any) -> None:
@@ -184,7 +186,7 @@ def exact_costs(costs: Mapping[str, Any]) -> dict[str, float]:
     return {unit: exact_cost(unit, cost) for unit, cost in costs.items()}
 
 
-def exact_heard(what: str, heard: Any, read: Callable[[Any], float | None] = _numbers.read_number) -> dict[str, float]:
+def exact_heard(what: str, heard: Any, read: Callable[[Any], float | None] = _numbers.amount) -> dict[str, float]:
     """What a server said, per unit, as Python numbers; CostError for what it cannot have meant, such as `-1`."""
     if heard is None:
         return {}

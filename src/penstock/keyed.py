@@ -24,7 +24,7 @@ from penstock._backends.keyed import KeyStates
 from penstock._call import Call, check_functions, decorated, show_call
 from penstock._introspect import name_of, why_not_plain
 from penstock._numbers import Seconds, read_flag
-from penstock._text import repr_of, without_braces
+from penstock._text import repr_of, text_of, without_braces
 from penstock._validation import LimitLike, check_findable, check_options, merge_given, read_limits
 from penstock.limiter import Limiter, key_limiters
 from penstock.limits import Limit
@@ -88,7 +88,7 @@ class Keyed:
         }
         if limits_of is None and not fixed:
             raise ValueError("Keyed needs either limits, or one function of the key that returns them")
-        seconds, weights = check_options(name, max_queue, ageing, flow_weights, on_event)
+        name, seconds, weights = check_options(name, max_queue, ageing, flow_weights, on_event)
         memory = memory_store(store)
         self._fast, self._new = None, Limiter
         enforce = read_flag("enforce", enforce)
@@ -237,7 +237,7 @@ class _LocalKeys:
         limits = None if self._limits_of is None or states.is_live(key) else _limits_for(self._limits_of, key)
         like = states.like
         return Limiter.over(
-            states.backend(key, limits), LimiterInfo(f"{key}", like.max_queue, like.on_event, enforce=like.enforce)
+            states.backend(key, limits), LimiterInfo(text_of(key), like.max_queue, like.on_event, enforce=like.enforce)
         )
 
 
@@ -275,7 +275,7 @@ class _SharedKeys:
         return {"limits": limits, "name": self._name, "store": self._store, **self._options}
 
     def limiter(self, key: Hashable) -> Limiter:
-        text = without_braces(f"{key}")
+        text = without_braces(text_of(key))
         # Asked without the lock: the function is the user's, and may take locks of its own, or its time.
         wanted = self._fixed if self._limits_of is None else _limits_for(self._limits_of, key)
         with self._store.lock:

@@ -134,7 +134,7 @@ class Limiter:
         lease: Seconds | None = None,
         **more_limits: Limits,
     ) -> None:
-        seconds, weights = check_options(name, max_queue, ageing, flow_weights, on_event)
+        name, seconds, weights = check_options(name, max_queue, ageing, flow_weights, on_event)
         wanted = {
             **read_limits(merge_given("limits", limits, {}), by_keyword=False),
             **read_limits(more_limits),

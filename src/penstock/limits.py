@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from penstock import _notation, _numbers
-from penstock._text import repr_of
+from penstock._text import repr_of, text_of
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -187,6 +187,7 @@ class Calendar:
                 f"unknown time zone {repr_of(self.tz)}: use an IANA name such as 'UTC' or 'Europe/Berlin' "
                 "(where the system has no time zone data, install the package tzdata)"
             ) from None
+        object.__setattr__(self, "tz", text_of(self.tz))
         if self.tz != "UTC" and self.period not in PERIODS:
             raise ValueError("windows of a number of seconds are counted since 1970, in no time zone: leave tz= out")
         object.__setattr__(self, "default", _default(self.default))
@@ -376,7 +377,7 @@ def _positive(what: str, value: Any, of: str, read: Callable[[Any], float | None
 def _period(given: Any) -> Period | float:
     """A period of the calendar, or seconds that are none."""
     if isinstance(given, str) and given in PERIODS:
-        return given
+        return text_of(given)  # type: ignore[return-value]  # one of them
     seconds = None if _numbers.is_bool(given) else _numbers.read_seconds(given)
     if seconds is None or not _SHORTEST <= seconds < math.inf:
         raise ValueError(

@@ -48,6 +48,7 @@ from penstock._core.bucket import Bucket
 from penstock._core.limit_state import LimitState, meter_for
 from penstock._core.meter import Meter
 from penstock._core.places import Places
+from penstock._text import text_of
 from penstock._validation import RESERVED, exact_costs, is_plain
 from penstock.limits import Limit
 from penstock.stores.memory import MemoryStore
@@ -189,7 +190,7 @@ class KeyStates:
 
     def name_of(self, key: Hashable) -> str | None:
         """What a key is called in events and errors."""
-        return f"{key}"
+        return key if type(key) is str else text_of(key)
 
     def shares(self, state: LimitState) -> bool:
         """Whether a limit is one that keys share."""
@@ -260,7 +261,7 @@ class KeyStates:
         wanted = limits if self.limits is None else self.limits
         assert wanted is not None, "limits are fixed, or the answer of a function"
         self._keep_what_moves()
-        limit_set = LimitSet(wanted, WaitQueue(self._ageing, self._weights), f"{key}")
+        limit_set = LimitSet(wanted, WaitQueue(self._ageing, self._weights), text_of(key))
         # If its holder is gone but what it used was not put away yet, that is the last word.
         kept = life.states if life is not None else self.known.get(key) or self.old.get(key)
         if isinstance(kept, dict):
@@ -310,7 +311,7 @@ class KeyStates:
         Warns of places that came back by their time to live, that could not be warned of before.
         """
         if isinstance(kept, dict):
-            warn_of_expired(expired(_all(kept), now), f"{key}")
+            warn_of_expired(expired(_all(kept), now), text_of(key))
         if not self.fast:
             return
         meters = [state.meter for state in _all(kept)] if isinstance(kept, dict) else kept

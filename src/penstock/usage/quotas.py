@@ -25,7 +25,7 @@ from anyio import to_thread
 
 from penstock import clock
 from penstock._numbers import Number, amount
-from penstock._text import repr_of
+from penstock._text import repr_of, text_of
 from penstock._validation import check_hook, merge_given
 from penstock.errors import ConfigurationConflict, RateLimited, StoreError, Unsatisfiable
 from penstock.limiter import Limiter
@@ -96,6 +96,7 @@ class Quotas:
         check_hook(on_event)
         if not isinstance(name, str):
             raise ValueError(f"name= must be a string, not {repr_of(name)}")
+        name = text_of(name)
         self._is_ours = not isinstance(store, Store)
         self.store: Store = store if isinstance(store, Store) else SQLiteStore(store)
         self.store.check_name(name)
@@ -105,6 +106,7 @@ class Quotas:
             )
         self.name: str = name
         self.review: Literal["queue"] | Reviewer | None = review
+        tz = None if tz is None else text_of(tz)
         Cap(1, "day", tz or "UTC")  # is there such a time zone?
         self._wanted = None if caps is None else read_caps(caps, tz or "UTC")
         self._tz = tz
@@ -519,7 +521,7 @@ def _units(answer: Any, missing: float) -> float:
 
 def read_user(user: object) -> str:
     """A user's name; ValueError where it is none, or one that no store can keep."""
-    text = "" if user is None else str(user)
+    text = "" if user is None else text_of(user)
     if not text or len(text) > 1_000:
         raise ValueError(
             f"a user must have a name of 1 to 1,000 characters, not {'none' if not text else f'{len(text):,}'}: "

@@ -25,6 +25,7 @@ from penstock._concurrency.parking import Parker
 from penstock._core.charging import ready_at
 from penstock._core.lease import LeasePool
 from penstock._numbers import show_seconds
+from penstock._text import text_of
 from penstock.stores.contract import Store
 
 MARGIN = 0.002
@@ -42,7 +43,7 @@ def _digest(flow: str) -> float:
 
 def flow_key(flow: Hashable) -> float | None:
     """A flow's name for stores: one number in all processes for all that look alike. None: a flow of its own."""
-    return None if flow is None else _digest(str(flow))
+    return None if flow is None else _digest(text_of(flow))
 
 
 def again(error: Exception) -> Exception:
