@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from penstock._interruptions import is_an_interruption
 
@@ -38,6 +39,14 @@ def repr_of(value: object, most: int = 500) -> str:
 def text_of(value: object) -> str:
     """A text by itself, of a `(str, Enum)` too, whose `str` and f-string are its name; of other objects their `str`."""
     return str.__str__(value) if isinstance(value, str) else str(value)
+
+
+def read_word(option: str, value: object, words: Iterable[str]) -> str:
+    """One of these words; ValueError that names them for anything else."""
+    known = tuple(words)
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{option} must be one of {', '.join(map(repr, known))}, not {repr_of(value)}")
+    return text_of(value)
 
 
 def without_braces(text: str) -> str:

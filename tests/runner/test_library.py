@@ -298,6 +298,8 @@ async def test_limits_that_are_none_are_refused(limits):
         *((name, value, f"{name} must be a number of seconds, 0 or more, or a timedelta, not {value!r}")
           for name in ("give_up_after", "max_pause") for value in (-1, math.nan, "5", None, timedelta(seconds=-1))),
         ("on_ambiguous", "ask", 'on_ambiguous must be "rerun" or "fail", not \'ask\''),
+        ("changed", ["rerun"], 'changed must be "rerun", "keep" or None, not '),
+        ("on_ambiguous", ["rerun"], 'on_ambiguous must be "rerun" or "fail", not '),
         ("changed", "ask", 'changed must be "rerun", "keep" or None, not \'ask\''),
     ],
 )  # fmt: skip

@@ -290,9 +290,22 @@ def test_what_is_no_span_is_refused(wrong):
         (lambda: Latency(sigma=math.inf), "latency: sigma must be a finite number, 0 or more, not inf"),
         (lambda: Faults(dropped=0.6, overloaded=0.6), "together at most 1"),
         (lambda: Faults(dropped=-0.1), "each in 0..1"),
+        (lambda: Simulation(headers="some"), "headers must be one of 'openai', 'remaining', 'none', not 'some'"),
+        (lambda: Simulation(hints=["date"]), "hints must be one of 'all', .* not "),
+        (lambda: Simulation(faults={"hang": 0.1}), "faults must be of the class Faults, not {'hang': 0.1}"),
+        (lambda: Simulation(latency=0.5), "latency must be of the class Latency, not 0.5"),
+        (lambda: Simulation(batches=None), "batches must be of the class Batches, not None"),
+        (lambda: Simulation(organization=5), "organization must be a text, not 5"),
+        (lambda: Simulation(charge=5), "charge must be a function, not 5"),
+        (lambda: Simulation(count_tokens=None), "count_tokens must be a function, not None"),
+        (lambda: Simulation(count_refused="false"), "count_refused must be True or False, not 'false'"),
+        (lambda: Simulation(models="gpt-4o"), "models must be a list of texts, not 'gpt-4o'"),
+        (lambda: Simulation(api_keys=(5,)), "api_keys must be a list of texts, not "),
+        (lambda: Simulation(changes=Change(1, 2)), "changes must be a list of Changes, not Change"),
+        (lambda: Simulation(strangers=[5]), "strangers must be a list of Strangers, not "),
     ],
 )
-def test_numbers_that_cannot_be_are_refused_when_written_down(make, message):
+def test_options_that_cannot_be_are_refused_when_written_down(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 

@@ -94,6 +94,8 @@ def test_several_processes_write_into_one_file(tmp_path):
             "bob": 2_000,
             "carol": 2_000,
         }
+        with pytest.raises(ValueError, match="what must be one of 'user', 'subject', 'outcome', not 'model'"):
+            history.totals_by("model")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")

@@ -341,6 +341,8 @@ async def test_a_function_decides_and_its_decisions_are_recorded(make):
         answers[:] = [False]
         await quotas.acquire("alice", tokens=1)
     assert asked[:3] == [("alice", "tokens", 3)] * 2 + [("alice", "tokens", 2)]
+    with pytest.raises(ValueError, match="state must be one of 'pending', 'approved', 'refused', not 'open'"):
+        quotas.reviews("open")
     states = [(one.state, one.allowed, one.by, one.calls) for one in quotas.reviews()]
     assert states == [("refused", 0, "boss", 1), ("approved", 8, "boss", 2), ("refused", 0, "boss", 1)]
     (quota,) = quotas.of("alice")

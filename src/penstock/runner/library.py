@@ -147,7 +147,7 @@ async def run(
         raise RuntimeError(
             "a run needs asyncio, as its HTTP client does: under trio, call a Sender in a thread"
         ) from None
-    if changed not in {"rerun", "keep", None}:
+    if changed not in ("rerun", "keep", None):
         raise ValueError(f'changed must be "rerun", "keep" or None, not {changed!r}')
     given: Sequence[Any] = client_or_url if isinstance(client_or_url, list | tuple) else [client_or_url]
     for each in given:

@@ -78,7 +78,7 @@ class Settings:
             if span is None or span < 0:
                 raise ValueError(f"{name} must be a number of seconds, 0 or more, or a timedelta, not {seconds!r}")
             object.__setattr__(self, name, span)
-        if self.on_ambiguous not in {"rerun", "fail"}:
+        if self.on_ambiguous not in ("rerun", "fail"):
             raise ValueError(f'on_ambiguous must be "rerun" or "fail", not {self.on_ambiguous!r}')
 
     def wants(self, row: Row) -> bool:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from penstock._numbers import Seconds, read_count, read_number, read_seconds
-from penstock._text import repr_of
+from penstock._numbers import Seconds, read_count, read_flag, read_number, read_seconds
+from penstock._text import read_word, repr_of, text_of
 from penstock._validation import parse_of
 from penstock.limits import Rate, Sliding
 from penstock.simulator import _replies
@@ -59,6 +59,10 @@ FAULTS: tuple[Fault, ...] = get_args(Fault)
 
 Charge = Callable[[str, Mapping[str, Any]], int]
 """(path, body of the request) → tokens that admission takes."""
+
+
+Headers = Literal["openai", "remaining", "none"]
+Hints = Literal["all", "retry-after", "date", "duration", "milliseconds", "message", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,8 +343,8 @@ class Simulation:
     context_length: int | None = None
     shuffle_embeddings: bool = False
     organization: str = "org-simulated"
-    headers: Literal["openai", "remaining", "none"] = "openai"
-    hints: Literal["all", "retry-after", "date", "duration", "milliseconds", "message", "none"] = "all"
+    headers: Headers = "openai"
+    hints: Hints = "all"
     changes: tuple[Change, ...] = ()
     strangers: tuple[Stranger, ...] = ()
     batches: Batches = field(default_factory=Batches)
@@ -348,10 +352,19 @@ class Simulation:
     max_body: int = 64 * 1024 * 1024
 
     def __post_init__(self) -> None:
-        if self.dialect not in DIALECTS:
-            raise ValueError(
-                f"simulation: there is no dialect {repr_of(self.dialect)}: use one of {', '.join(DIALECTS)}"
-            )
+        for option, words in (("dialect", DIALECTS), ("headers", get_args(Headers)), ("hints", get_args(Hints))):
+            object.__setattr__(self, option, read_word(f"simulation: {option}", getattr(self, option), words))
+        for option in ("count_refused", "shuffle_embeddings"):
+            object.__setattr__(self, option, read_flag(f"simulation: {option}", getattr(self, option)))
+        for option, kind in _KINDS.items():
+            if not isinstance(getattr(self, option), kind):
+                what = "a text" if kind is str else f"of the class {kind.__name__}"
+                raise ValueError(f"simulation: {option} must be {what}, not {repr_of(getattr(self, option))}")
+        for option in ("charge", "count_tokens"):
+            if not callable(getattr(self, option)):
+                raise ValueError(f"simulation: {option} must be a function, not {repr_of(getattr(self, option))}")
+        for option, kind in _LISTS.items():
+            object.__setattr__(self, option, _read_list(option, getattr(self, option), kind))
         for name in ("requests", "tokens", "output", "images"):
             object.__setattr__(self, name, _limits(name, getattr(self, name)))
         tolerance = read_seconds(self.tolerance)
@@ -370,6 +383,19 @@ class Simulation:
         given: dict[Unit, Any] = {"requests": self.requests, "tokens": self.tokens, "images": self.images}
         given["output_tokens"] = self.output
         return {unit: _limits(unit, limits) for unit, limits in given.items()}
+
+
+_KINDS = {"latency": Latency, "faults": Faults, "batches": Batches, "organization": str}
+_LISTS = {"models": str, "api_keys": str, "changes": Change, "strangers": Stranger}
+"""The options of a simulation that are of a class, or lists of such."""
+
+
+def _read_list(option: str, given: Any, kind: type) -> tuple[Any, ...]:
+    """The members of a list; one alone is refused, as the letters of a text would be taken for its members."""
+    if not isinstance(given, list | tuple | set | frozenset) or not all(isinstance(each, kind) for each in given):
+        what = "texts" if kind is str else f"{kind.__name__}s"
+        raise ValueError(f"simulation: {option} must be a list of {what}, not {repr_of(given)}")
+    return tuple(map(text_of, given)) if kind is str else tuple(given)
 
 
 def _read_counts(options: object, what: str, names: Sequence[str], least: int) -> None:

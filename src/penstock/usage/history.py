@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from penstock._text import read_word
 from penstock.limits import Rate
 from penstock.usage.file import LedgerError, open_reader
 
@@ -166,8 +167,11 @@ class History:
         """The totals of each user, each model (or limiter, where no model is known), or each outcome.
 
         The user `""` is that of calls without one.
+
+        Raises:
+            ValueError: `what` is another word.
         """
-        column = _COLUMNS[what]
+        column = _COLUMNS[read_word("what", what, _COLUMNS)]
         query = f"SELECT {column}, {_TOTALS} FROM calls WHERE {_BETWEEN} GROUP BY 1 ORDER BY 3 DESC, 1"  # noqa: S608
         return {name: Totals(*row) for name, *row in self._rows(query, _span(since, until))}
 

@@ -19,13 +19,13 @@ import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from anyio import to_thread
 
 from penstock import clock
 from penstock._numbers import Number, amount
-from penstock._text import repr_of, text_of
+from penstock._text import read_word, repr_of, text_of
 from penstock._validation import check_hook, merge_given
 from penstock.errors import ConfigurationConflict, RateLimited, StoreError, Unsatisfiable
 from penstock.limiter import Limiter
@@ -35,7 +35,7 @@ from penstock.stores.sqlite import SQLiteStore
 from penstock.usage.caps import UNITS, Cap, CapKey, CapLike, Caps, check_units, least, limits_of, read_caps
 from penstock.usage.quota import Quota, QuotaExceeded
 from penstock.usage.quota_records import Records, period_of
-from penstock.usage.reviews import Review, UserRecord
+from penstock.usage.reviews import Review, ReviewState, UserRecord
 
 ReviewAnswer = bool | float | None
 Reviewer = Callable[[QuotaExceeded], ReviewAnswer | Awaitable[ReviewAnswer]]
@@ -278,7 +278,11 @@ class Quotas:
 
         Args:
             state: "pending", "approved" or "refused" alone.
+
+        Raises:
+            ValueError: There is no such state.
         """
+        state = None if state is None else read_word("state", state, get_args(ReviewState))
         now = clock.wall()
         found = [one for user in self._records.users() for one in self._records.user(user).reviews]
         found = [one for one in found if one.state != "pending" or one.is_open(now)]
