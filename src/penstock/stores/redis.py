@@ -400,8 +400,6 @@ class RedisStore(Store):
 
     def listen(self, heard: Callable[[str, float], None]) -> None:
         """Subscribe, in a thread. See `Store.listen`."""
-        if self._subscriber is not None:
-            self._subscriber.stop()
         self._subscriber = _Subscriber(self, heard)
 
     def announce(self, names: Sequence[str]) -> None:
@@ -457,11 +455,8 @@ class _Subscriber:
             store = self._store()
             if store is None:
                 return
-            client = None
+            client, channel, store = store.make_subscriber(), f"{store.prefix}:changes", None
             try:
-                client = store.make_subscriber()
-                channel = f"{store.prefix}:changes"
-                store = None
                 self._listen(client, channel)
                 pause = 0.05
             except Exception:  # noqa: BLE001 - whatever a server makes the client raise: what was missed is asked for
@@ -472,8 +467,7 @@ class _Subscriber:
                     pause = 0.05
                 self.hears = False
                 self._missed = True
-                if client is not None:
-                    let_go(client)
+                let_go(client)
 
     def _listen(self, client: Any, channel: str) -> None:
         with contextlib.closing(client.pubsub(ignore_subscribe_messages=False)) as pubsub:
@@ -486,7 +480,7 @@ class _Subscriber:
                     self.hears = True
                     if self._missed:
                         self._on_announced("", 0.0)  # whatever was said meanwhile
-                elif message["type"] == "message":
+                else:
                     with contextlib.suppress(ValueError):  # another program's
                         seconds, voice, name = message["data"].decode(errors="replace").split(" ", 2)
                         if voice != self._voice or not float(seconds):  # what we gave back, we have asked for

@@ -435,6 +435,7 @@ class SQLiteStore(Store):
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
+        """Make the tables where there are none. To close the connection takes back what was begun."""
         give_up = clock.now() + max(1.0, self.patience)
         while True:  # several processes may open a new file at the same moment, and turning on the log needs it alone
             try:
@@ -446,40 +447,31 @@ class SQLiteStore(Store):
                 if _code(error) != sqlite3.SQLITE_BUSY or clock.now() > give_up:
                     raise
                 time.sleep(CHANCE.uniform(1e-3, 5e-3))
-        try:
-            (application,) = connection.execute("PRAGMA application_id").fetchone()
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            if application != _OURS and (tables or version):
-                raise StoreError(
-                    f"{self._here!r} is the database of another program, which SQLiteStore leaves alone: "
-                    "give it a file of its own"
-                )
-            if version > _VERSION:
-                raise StoreError(
-                    f"{self._here!r} was written by a later penstock (tables of version {version}; this one knows "
-                    f"{_VERSION}): upgrade penstock here, or use another file"
-                )
-            if (
-                version == 0
-                and not self._lost
-                and self._file is not None
-                and self._file == _file_and_size(self._here)[0]
-            ):
-                raise StoreError(
-                    f"{self._here!r} is damaged: it was emptied while it was in use, and nothing was granted. "
-                    "Remove it; a new one begins with full limits"
-                )
-            if version == 0:
-                for statement in _TABLES.split(";"):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA application_id = {_OURS}")
-                connection.execute(f"PRAGMA user_version = {_VERSION}")
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if application != _OURS and (tables or version):
+            raise StoreError(
+                f"{self._here!r} is the database of another program, which SQLiteStore leaves alone: "
+                "give it a file of its own"
+            )
+        if version > _VERSION:
+            raise StoreError(
+                f"{self._here!r} was written by a later penstock (tables of version {version}; this one knows "
+                f"{_VERSION}): upgrade penstock here, or use another file"
+            )
+        is_the_same = self._file is not None and self._file == _file_and_size(self._here)[0]
+        if version == 0 and is_the_same and not self._lost:
+            raise StoreError(
+                f"{self._here!r} is damaged: it was emptied while it was in use, and nothing was granted. "
+                "Remove it; a new one begins with full limits"
+            )
+        if version == 0:
+            for statement in _TABLES.split(";"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {_OURS}")
+            connection.execute(f"PRAGMA user_version = {_VERSION}")
+        connection.execute("COMMIT")
 
     def _explain(self, error: sqlite3.Error) -> StoreError:
         code = _code(error)

@@ -204,7 +204,7 @@ class Asking:
             if until > now and request.stage is Stage.QUEUED
         }
         asking = _Round(queue, now)
-        while room > 0:
+        while True:
             skipped = len(asking.skipped)
             heads: list[Any] = queue.waiters.heads(now, queue.behind.keys() | asking.skipped)
             heapify(heads)

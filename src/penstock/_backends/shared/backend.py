@@ -152,8 +152,6 @@ class SharedBackend:
 
     def _until_answered(self, request: SharedRequest) -> float:
         """Seconds to wait for the dispatcher: infinite, or the caller's longest wait and the store's patience."""
-        if request.latest == math.inf:
-            return math.inf
         latest = max(request.latest, request.arrived)
         return max(0.0, latest + self.store.slowest_answer() - clock.now())
 
@@ -252,8 +250,7 @@ class SharedBackend:
         with self.store.lock:
             ended, receipts = grant.ended, _receipts_of(grant)
             wanted = receipts.wants() | {state: amount for state, amount in charged if not (ended and state.held)}
-            if wanted:
-                self._want(receipts, wanted)
+            self._want(receipts, wanted)
 
     @staticmethod
     def _counted(plan: ChargePlan, unit: str) -> list[SharedLimitState]:
@@ -280,9 +277,7 @@ class SharedBackend:
                 return
             receipts = _receipts_of(grant)
             wanted = receipts.wants()
-            held = {state: 0.0 for state in wanted if state.held}
-            if held:
-                self._want(receipts, {**wanted, **held})
+            self._want(receipts, {state: 0.0 if state.held else amount for state, amount in wanted.items()})
             grant.ended = True  # at last, as in `cancel`
 
     def _want(self, receipts: StoreReceipts, wanted: dict[SharedLimitState, float]) -> None:

@@ -57,12 +57,10 @@ _log = logging.getLogger("penstock")
 
 def dispatcher_of(store: Store) -> Dispatcher:
     """The dispatcher of that store in this process."""
-    dispatcher: Dispatcher | None = store.dispatcher
-    if dispatcher is None:
-        with store.lock:
-            if store.dispatcher is None:
-                store.dispatcher = Dispatcher(store)
-            dispatcher = store.dispatcher
+    with store.lock:
+        if store.dispatcher is None:
+            store.dispatcher = Dispatcher(store)
+        dispatcher: Dispatcher = store.dispatcher
     return dispatcher
 
 
@@ -378,7 +376,7 @@ class Dispatcher:
         return lost is self.scheduler.outage or lost in self.scheduler.state.silent.values()
 
     def _node_lost(self, silence: Outage, scheduler: Scheduler, _: float) -> None:
-        if not silence.told:
+        if self._lasts(silence) and not silence.told:
             outages.node_lost(scheduler, silence)
             _log.warning("%s; what lives there is held up until it answers", silence.error)
             self._events.append(StoreLost(repr(self.store), str(silence.error), self.store.on_outage))

@@ -56,8 +56,7 @@ class Inbox:
 
     def _keep_promise(self) -> None:
         self.promised = None
-        if not self.called:
-            self.call()
+        self.call()
 
     def receive(self, timeout: float | None) -> tuple[list[SharedRequest], list[Any]]:
         """Wait until something is there, or until `timeout` seconds have passed; for the one thread that reads.

@@ -14,7 +14,7 @@ from penstock._backends.shared.limit_set import SharedLimitState
 from penstock._backends.shared.queue import PAUSE_WATCHED, POLL, StoreQueue
 from penstock._backends.shared.requests import LeaseAsked, Refund, SharedRequest, Stage, StoreReceipts
 from penstock._backends.shared.state import SchedulerState
-from penstock._backends.shared.wire import Admitted, BatchInFlight, FlowName, Look, NotNow, OthersTurn
+from penstock._backends.shared.wire import Admitted, BatchInFlight, BookedFor, FlowName, Look, NotNow, OthersTurn
 from penstock._core import lease as leases
 from penstock._core.lease import Lease, LeaseRequest, Share
 from penstock._core.subqueues import Waiter
@@ -117,7 +117,7 @@ class Leasing:
             state.dirty[queue] = None
         self._tend(queue, now)
 
-    def refused(self, asked: LeaseAsked, verdict: NotNow | OthersTurn, now: float) -> None:
+    def refused(self, asked: LeaseAsked, verdict: NotNow | OthersTurn | BookedFor, now: float) -> None:
         """The store has not granted a part of a lease."""
         state, queue = self._state, asked.queue.standing()
         seconds = queue.lease or 0.0

@@ -197,7 +197,8 @@ class SharedLimitSet:
                 meter.unpack((what / 1e6, used))
             elif isinstance(meter, Places):
                 meter.unpack(used)
-            elif isinstance(meter, SlidingWindow):
+            else:
+                assert isinstance(meter, SlidingWindow)
                 meter.log.clear()
                 if used:
                     meter.log.append(LogEntry(now + (what - server) / 1e6 - meter.per, used))

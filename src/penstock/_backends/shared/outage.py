@@ -47,8 +47,6 @@ def node_silent(scheduler: Scheduler, node: object, silence: Outage) -> None:
 def node_lost(scheduler: Scheduler, silence: Outage) -> None:
     """The store's patience with a node is over: tell those that wait for it."""
     state = scheduler.state
-    if silence not in state.silent.values():
-        return
     silence.told = True
     scheduler.refuse_asked(silence.batch, silence.error)
     state.answer_looks([look for look in state.looks if state.silence_of(look.limit_set) is silence], silence.error)

@@ -258,10 +258,8 @@ class StoreReceipts:
 
     def charged(self, state: SharedLimitState, epoch: float, receipt: float) -> None:
         """The store has charged a debit."""
-        for charge in self.stored():
-            if charge.state is state and charge.epoch is None:
-                charge.epoch, charge.receipt = epoch, receipt
-                return
+        debit = next(charge for charge in self.stored() if charge.state is state and charge.epoch is None)
+        debit.epoch, debit.receipt = epoch, receipt
 
     def charged_here(self, shares: Sequence[Share]) -> None:
         """A debit was taken out of leases that this process holds."""

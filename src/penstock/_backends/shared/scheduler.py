@@ -177,8 +177,6 @@ class Scheduler:
         """The caller of a request has left, however far that had come."""
         state, queue = self.state, self.state.queue_of(request)
         stage, request.stage = request.stage, Stage.GONE
-        if stage is Stage.GONE:
-            return
         request.info.cancelled += 1
         if stage is Stage.QUEUED:
             queue.waiters.leave(request)
@@ -372,12 +370,9 @@ class Scheduler:
         verdicts = batch.read(reply)
         self.state.round_trip += (now - batch.sent - self.state.round_trip) / 8
         self._mirror(batch, reply, now)
-        for settlement in batch.settlements:  # what was settled again meanwhile can be told now
-            if settlement.receipts in self.state.settlements:
-                self.state.urgent = True
-            if self.state.apart:
-                for debit in settlement.debits:
-                    self.state.owe(debit.state, debit.amount)
+        if self.state.apart:
+            for debit in [debit for settlement in batch.settlements for debit in settlement.debits]:
+                self.state.owe(debit.state, debit.amount)
         woken, asked, granted, epochs = self.state.woken, _ASKED, _GRANTED, batch.epochs
         plain = not self.state.apart and not any(of.renewed for limit_set in batch.offsets for of in limit_set.order)
         refused: list[SharedRequest] = []
@@ -398,7 +393,7 @@ class Scheduler:
                 served[request.queue.standing()] = None
                 if isinstance(verdict, Admitted):
                     self._leasing.granted(request, verdict, batch, now, reply.now)
-                elif not isinstance(verdict, BookedFor):  # a lease asks for none
+                else:
                     self._leasing.refused(request, verdict, now)
                 continue
             if isinstance(verdict, Admitted):

@@ -177,14 +177,14 @@ class SchedulerState:
         request.granted_at = now
         request.stage = Stage.GRANTED
         request.info.granted += 1
-        self._wake(request)
+        self.woken.append(request.parker)
 
     def refuse(self, request: SharedRequest, error: Exception) -> None:
         """Tell a request that it is not granted, and why."""
         request.error = error
         request.stage = Stage.REFUSED
         request.info.refused += 1
-        self._wake(request)
+        self.woken.append(request.parker)
 
     def fail_queue(self, limit_set: SharedLimitSet, error: Exception) -> None:
         """Tell all that wait behind a limit set that there is no answer, and why."""
@@ -201,11 +201,6 @@ class SchedulerState:
         for limit_set in list(self.limit_sets.values()):
             self.fail_queue(limit_set, error)
 
-    def _wake(self, request: SharedRequest) -> None:
-        parker = request.parker
-        if parker is not None:
-            self.woken.append(parker)
-
     def answer_looks(self, looks: Iterable[Look], error: Exception | None) -> None:
         """Tell callers that want to see how things stand that the answer is there, or why there is none."""
         for look in looks:
@@ -219,7 +214,7 @@ class SchedulerState:
         bound = ""
         if request.max_wait is not None and request.max_wait <= request.time_left:
             bound = f"max_wait is {show_seconds(request.max_wait)}" if request.max_wait else ""
-        elif request.time_left < math.inf:
+        else:
             bound = f"the enclosing deadline was {show_seconds(max(0.0, request.time_left))} away"
         self.refuse(request, not_now(request.charges, wait, blocker, request.info.name, bound))
 
@@ -261,8 +256,6 @@ class SchedulerState:
 
     def stay(self, request: SharedRequest, queue: StoreQueue, now: float) -> None:
         """Let a request that was asked for and had no turn stand where it stood; at the end if it stood nowhere yet."""
-        if request.stage is Stage.GONE:
-            return
         request.batch = None
         request.stage = Stage.QUEUED
         if request.number:
