@@ -1,27 +1,27 @@
-# Everything a contributor types. Each command first brings its environment up to date, which takes milliseconds when it already is.
-# tools/environment.py says how; `make PYTHON=/path/to/python3.12 test` picks another Python.
+# Every command of a contributor. Each first brings its environment up to date, which takes milliseconds if it already is:
+# see tools/environment.py. `make PYTHON=/path/to/python3.12 test` takes another Python.
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 unexport PYTHONHOME PYTHONPATH # which would point every Python here elsewhere
 
-# The tests start hundreds of processes, and each would compile again what it imports: what is compiled is kept, in one place.
+# The tests start hundreds of processes. Compiled modules are kept in one place, so that not each compiles them again.
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/compiled
 
-# Each Python that is asked for has environments of its own, so that two runs at once do not change each other's.
+# Each Python has environments of its own, so that two runs at once do not change each other's.
 VENV := .venv$(if $(PYTHON),-$(shell "$(PYTHON)" -c "import sys; print('%d.%d' % sys.version_info[:2])" 2>/dev/null))
 BIN := $(VENV)/bin
 RANKS := $(CURDIR)/.cache/ranks/litellm/litellm_core_utils/tokenizers
 SERVERS := $(CURDIR)/.cache/servers/bin
 NEEDS_RANKS := TIKTOKEN_CACHE_DIR="$(RANKS)"
 
-# The environment's own interpreter sets up what is missing; where there is none, one is looked for.
+# The environment's own interpreter sets it up; if there is none yet, tools/find_python.sh finds one.
 SETUP = python=$$([ -x $(BIN)/python ] && echo $(BIN)/python || tools/find_python.sh $(if $(PYTHON),"$(PYTHON)")) && "$$python" tools/environment.py
 TESTED = $(VENV)=requirements/dev.txt .cache/ranks=requirements/ranks.txt \
 	$(if $(shell command -v redis-server),,.cache/servers=requirements/servers.txt)
 
-# The demo runs against the embedded simulator. Both limits bind: requests while the rows are short, tokens while they are long.
+# The demo runs against the embedded simulator. Both limits bind: requests for short rows, tokens for long ones.
 DEMO_LIMITS := requests=840/min burst 40,tokens=330k/min burst 12k
 DEMO := demo-out/results.jsonl
 
@@ -30,14 +30,14 @@ PYRIGHT := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright
 
 PYTEST := $(NEEDS_RANKS) PENSTOCK_OPENAI2_PYTHON="$(CURDIR)/$(VENV)-openai2/bin/python" PENSTOCK_TEST_SERVERS="$(SERVERS)" \
 	$(BIN)/python $(MEASURED) -m pytest -q
-# So many runs share the tests (tests/parts.py): more than cores, since many tests wait for processes and servers. Those
-# that measure what several processes get in a second come after them, in files that mostly sleep.
+# These runs share the tests (tests/parts.py). There are more of them than cores, because many tests wait for processes
+# and servers. Tests of what several processes get in a second run afterwards; they mostly sleep.
 PARTS := 1 2 3 4
 THROUGHPUT := $(shell grep -rl "pytest\.mark\.throughput" tests --include="test_*.py")
 
 .PHONY: help demo test fuzz coverage check bench docs try-it pictures mutation kills field matrix pages pins pins-field address clean environment
 
-help: ## what there is
+help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
 
 demo: ## run a real file of requests at full quota against the embedded simulator, and check the results
@@ -62,11 +62,11 @@ else
 	share "not throughput" "$(PARTS)" tests; share throughput "$(PARTS)" $(THROUGHPUT); exit $$code
 endif
 
-fuzz: environment ## headers, bodies, events and dates of any kind, 100,000 of each, each read at once and in linear time; MANY= for another number
+fuzz: environment ## read 100,000 random headers, bodies, events and dates, each in linear time; MANY= for another number
 	PENSTOCK_FUZZ=$(or $(MANY),100000) $(BIN)/python -m pytest -q -o faulthandler_timeout=0 tests/llm/test_hostile_text.py \
 		tests/llm/test_hostile_answers.py
 
-coverage: environment ## the tests once more, and which lines and branches of src/ none of them takes (build/coverage); half an hour
+coverage: environment ## the tests again, and a report of the lines and branches of src/ that no test takes (build/coverage); half an hour
 	@rm -rf build/coverage && mkdir -p build/coverage
 	-$(MAKE) test MEASURED="-m coverage run" # a test that measures time may fail beside a tracer
 	$(BIN)/python -m coverage combine -q
@@ -96,11 +96,11 @@ try-it: docs ## the site with its page that runs penstock in the browser; needs 
 	$(BIN)/python tools/try_it.py build/site
 	PENSTOCK_SITE=build/site $(BIN)/python -m pytest -q tests/test_try_it.py
 
-pictures: environment ## what the docs show of runs in virtual time and of benchmarks/RESULTS.md, anew: pictures and a table
+pictures: environment ## draw the pictures of the docs and write their tables again, from runs in virtual time and benchmarks/RESULTS.md
 	$(BIN)/python tools/pictures.py
 	$(BIN)/python tools/measured.py
 
-mutation: environment ## change the core one thing at a time, break each promise, and see a test fail; JOBS=2 for two at a time; QUICK="flows ledger", or QUICK=all, by the pure tests alone
+mutation: environment ## change the core one thing at a time, break each promise, and see a test fail; JOBS=2 for two at a time; QUICK="flows decision", or QUICK=all, by the pure tests alone
 ifdef QUICK
 	$(BIN)/python tools/quick_mutation.py $(filter-out all,$(QUICK))
 else
@@ -108,17 +108,17 @@ else
 	$(BIN)/python tools/break_promises.py
 endif
 
-kills: environment ## kill penstock run 145 times at random instants, and see that nothing is lost and nothing paid for twice (half an hour)
+kills: environment ## kill penstock run 145 times at random instants; nothing may be lost, nothing paid for twice unknowingly (half an hour)
 	$(BIN)/python tools/kill_runs.py
 
-field: ## the outside world, WHAT=judges, runs, sdks, frameworks, engines, pages or peers; writes docs/field/ (tests/field/README.md)
+field: ## tests against what others wrote, WHAT=judges, runs, sdks, frameworks, engines, pages or peers; writes docs/field/ (tests/field/README.md)
 	@$(SETUP) $(TESTED)
 	$(NEEDS_RANKS) PENSTOCK_TEST_SERVERS="$(SERVERS)" $(BIN)/python tests/field $(WHAT) $(ONLY)
 
-matrix: environment ## the wheel with each extra, on every Python that is here: the oldest versions on the oldest, the newest on the others
+matrix: environment ## try the wheel with each extra on every Python of this machine: oldest versions on the oldest, newest on the others
 	$(BIN)/python tools/matrix.py $(EXTRA)
 
-pages: environment ## each page of the docs as a reader runs it: the wheel, what the page says to install, its programs as printed
+pages: environment ## run each page of the docs as a reader does: the wheel, what the page says to install, its programs as printed
 	$(BIN)/python tools/pages.py $(PAGES)
 
 PIN = .cache/uv/bin/uv pip compile --quiet --python $(BIN)/python --universal --python-version 3.11 --generate-hashes \

@@ -4,9 +4,9 @@ A server in a process of its own answers every request at once with the same 300
 request with so many in flight; CPU is that of the client's process alone. Then `penstock run` sends as many rows,
 without limits, to the same server.
 
-What was looked for beside the cost: whether a client tells when a request's first byte leaves, which the learning of
-limits needs (httpx2 and aiohttp do; pyreqwest, httpr, rnet and primp, at 47 to 110 µs a request, do not), and who
-maintains it.
+Besides the cost it matters whether a client reports when a request's first byte leaves, which the learning of limits
+needs (httpx2 and aiohttp do; pyreqwest, httpr, rnet and primp, at 47 to 110 µs a request, do not), and who maintains
+it.
 
     python benchmarks/clients.py [requests]
 """

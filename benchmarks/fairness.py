@@ -1,10 +1,10 @@
-"""Who waits how long, under three orders: strict first come first served, greedy (whoever fits goes), and penstock's.
+"""How long calls wait under three orders: strict arrival, greedy (every call that fits goes), and penstock's.
 
 Fifteen minutes of arrivals at random moments, with a fixed seed, at 500 requests and 100,000 tokens a minute, with a
 burst of 10 requests and 10,000 tokens. Penstock is the real `Limiter`, one task a call, in virtual time; the other two
 are simulated on the same arrivals. By default a call rises one level for every 30 s in the line (`ageing`), which in a
-line longer than that weighs more than flows do, so penstock is also shown without. Who is still in line at the end is
-counted as left, with no wait.
+line longer than that weighs more than flows do, so penstock is also shown without. A call that is still in line at
+the end is counted as left, with no wait.
 
     whales and minnows   2 % of the calls take 9,000 tokens, the others 900; together 106 % of the tokens
     another bottleneck   5 % of the calls take 9,000 tokens, the others none
@@ -60,7 +60,7 @@ def arrivals(calls_per_second, kinds):
 
 
 def simulated(coming, *, greedy):
-    """Waits by kind under strict order, or with whoever fits first; one queue a kind, as equals go in order in both."""
+    """Waits by kind, in strict order or greedily; one queue for each kind, as equal calls go in order in both."""
     kinds = list(dict.fromkeys(kind for _, kind in coming))
     level, then = dict(BURSTS), 0.0
     queues = {kind: deque() for kind in kinds}

@@ -1,4 +1,4 @@
-"""What a client meets that is told no limits, at servers of many kinds: 429s, and how much of the quota is used.
+"""How a client without given limits fares at servers of many kinds: 429s, and how much of the quota is used.
 
     python benchmarks/learning.py                   every server, 20 seeds (a quarter of an hour)
     python benchmarks/learning.py exact windows -n 3

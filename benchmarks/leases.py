@@ -1,4 +1,4 @@
-"""Leases: what a longer one buys, and what it costs whoever shares the limit.
+"""Leases: what a longer lease buys, and what it costs the processes that share the limit.
 
     python benchmarks/leases.py                         # both tables: a few seconds a row
     python benchmarks/leases.py --seconds 5 --store valkey

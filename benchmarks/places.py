@@ -1,4 +1,4 @@
-"""What a client that is told no limits makes of a server that works on so many requests at once, and refuses the next.
+"""How a client without given limits fares at a server that works on at most so many requests at once.
 
     python benchmarks/places.py                     all, three seeds
     python benchmarks/places.py --places 10 --latency 20 -n 1

@@ -1,4 +1,4 @@
-"""What comes back of calls that were charged too much, by four safe rules.
+"""How much of an overcharge comes back, by four safe rules.
 
 1,000 tokens a second. A call is charged 100, and 30 is what it took; that is known when its answer is there. As many
 calls at once as use up the rate. Time is the bucket's, so that nothing waits. What could be given back at most, so that

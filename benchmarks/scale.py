@@ -1,5 +1,4 @@
-"""One limit for ever more processes, and limits for ever more keys: error, fairness and the load of the store as both
-grow.
+"""One limit for more and more processes, and limits for more and more keys: error, fairness and load of the store.
 
     python benchmarks/scale.py [--picture docs/images/scale.png]        # under 3 minutes on two cores that are idle
 
@@ -8,7 +7,7 @@ there: every dispatcher takes its turns in one virtual time, and a call takes 0.
 with a fixed seed. The store is a dict, decided by the real arithmetic at the moment a call arrives.
 
 **Processes** share 1,000 calls a second with a burst of 100. Half of the processes have 2 tasks that always want the
-next turn, the others 20, and 40 % of those who wait give up (after 0 to 2 shares' time). "Over" is the worst interval:
+next turn, the others 20, and 40 % of the waiters give up (after 0 to 2 shares' time). "Over" is the worst interval:
 what was admitted in it beyond burst + rate × its length. "Used" is of burst + rate × T. A share is what a process got,
 by the mean of all.
 

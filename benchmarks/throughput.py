@@ -1,6 +1,6 @@
 """What many items cost: `Batcher` in items per second, `amap` in time and memory over a million items.
 
-The work itself is nothing (a call that yields to the loop once), so all that is measured is what we add. Rates are per
+The work itself is nothing (a call that yields to the loop once), so only penstock's share is measured. Rates are per
 second of CPU, which other programs on the machine disturb least, and by the clock. Each `amap` runs in a process of its
 own; its memory is how much the peak of the resident set grows from a run over 10,000 items to one over all.
 

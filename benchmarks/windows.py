@@ -1,4 +1,4 @@
-"""What a client that is told no limits makes of windows and buckets, however an answer tells when they come back.
+"""How a client without given limits fares at windows and buckets, for each way in which answers show when they refill.
 
     python benchmarks/windows.py                                    all, one seed
     python benchmarks/windows.py --kind sliding --told date --per 300 -n 3

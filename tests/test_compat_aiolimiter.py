@@ -114,7 +114,7 @@ async def test_a_waiter_that_gives_up_took_nothing(virtual_time):
 
 
 @anyio_test
-async def test_less_than_one_a_period(virtual_time):
+async def test_a_capacity_below_one_holds_fractions(virtual_time):
     """A capacity below 1 holds fractions, as there."""
     limiter = AsyncLimiter(0.5, 1)
     served = await moments_of(limiter, [0.25, 0.25, 0.25, 0.5], virtual_time)

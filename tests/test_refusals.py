@@ -87,7 +87,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("call", "kind", "words"), REFUSED.values(), ids=REFUSED)
-def test_it_is_said(call, kind, words):
+def test_the_refusal_says_what_is_wrong_and_what_to_write(call, kind, words):
     with pytest.raises(kind, match=re.escape(words)):
         call()
 

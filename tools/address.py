@@ -1,4 +1,4 @@
-"""Sets the address of the repository wherever it stands. `make address TO=https://github.com/you/penstock`."""
+"""Set the address of the repository in every file that has it: `make address TO=https://github.com/you/penstock`."""
 
 from __future__ import annotations
 

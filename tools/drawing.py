@@ -1,7 +1,4 @@
-"""What the pictures of the docs are drawn with: SVG as text.
-
-The same on every machine, and readable on light and dark pages.
-"""
+"""Draw the pictures of the docs, as SVG: the same on every machine, and readable on light and dark pages."""
 
 from __future__ import annotations
 

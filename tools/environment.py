@@ -1,12 +1,12 @@
-"""Makes folders hold exactly what files of pins say, and does nothing to one that already does.
+"""Make folders hold exactly what files of pins say, and do nothing to a folder that already does.
 
     python tools/environment.py .venv=requirements/dev.txt .cache/ranks=requirements/ranks.txt
 
-A folder named `.venv…` becomes a virtual environment, with this project in it; any other one holds the unpacked
-packages, of which tests read single files. Installing is uv's work, by hash alone; pip brings uv, by hash too.
-Here is what uv leaves to its caller: to be there at all, to begin anew after a run that was interrupted, to let two
-runs at once take turns, and to cost milliseconds when nothing has changed. Any Python >= 3.11 runs this; the
-environments get it.
+A folder named `.venv…` becomes a virtual environment with this project in it. Any other folder gets the unpacked
+packages, of which tests read single files. uv installs everything, by hash alone; pip installs uv, by hash too.
+This program does what uv leaves to its caller: it brings uv, it starts again after an interrupted run, it lets two runs
+at once take turns, and it takes only milliseconds if nothing has changed. Any Python >= 3.11 runs it; the environments
+get the same Python.
 """
 
 from __future__ import annotations

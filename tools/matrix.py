@@ -1,11 +1,11 @@
-"""Install the wheel as a user would, extra by extra, on every Python that is here, and see each work.
+"""Install the wheel with each extra, as a user would, on every Python of this machine, and try it.
 
     python tools/matrix.py [--this] [EXTRA]
 
 With --this only on the Python that runs it.
 
-On the oldest Python the oldest versions are taken that pyproject.toml allows, on the others the newest. What an extra
-must then be able to do is said in tools/smoke.py. Ends with 1 if anything did not work, after a table of all.
+The oldest Python gets the oldest versions that pyproject.toml allows, the others get the newest. tools/smoke.py says
+what each extra must then be able to do. Prints a table, and ends with 1 if anything did not work.
 """
 
 from __future__ import annotations

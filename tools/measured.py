@@ -1,6 +1,6 @@
-"""Writes the tables of the docs that quote benchmarks/RESULTS.md. `make pictures`.
+"""Write the tables of the docs that quote benchmarks/RESULTS.md: `make pictures`.
 
-None of their numbers is written by hand, so none is of a run that RESULTS.md no longer has.
+No number in them is written by hand, so none comes from a run that RESULTS.md no longer has.
 """
 
 from __future__ import annotations

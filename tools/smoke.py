@@ -1,4 +1,4 @@
-"""What an installed extra must be able to do, with nothing but the wheel and what it asked for.
+"""What an installed extra must be able to do, with only the wheel and the packages that the extra brings.
 
 python -I tools/smoke.py EXTRA
 """

@@ -27,7 +27,7 @@ NEARLY_ONE = math.nextafter(1, 0)
         pytest.param("decorrelated", [1, 1, 1, 1, 1, 1], [3, 9, 10, 10, 10, 10], id="decorrelated"),
     ],
 )
-def test_the_formulas(jitter, lowest, highest):
+def test_each_jitter_draws_from_the_range_of_its_formula(jitter, lowest, highest):
     """With first 1 and cap 10, each wait is drawn from just this range."""
     backoff = exponential(first=1, cap=10, jitter=jitter)
     previous = None

@@ -212,7 +212,7 @@ async def test_a_cost_is_written_as_it_comes(virtual_time, cost):
     assert sorted(map(len, service.calls)) == [1, 2]
 
 
-async def test_a_constant_cost(virtual_time):
+async def test_every_item_may_have_the_same_cost(virtual_time):
     service = Service()
     await outcomes(Batcher(service, max_cost={"images": 2}, cost={"images": 1}), list("abcd"))
     assert sorted(map(len, service.calls)) == [2, 2]

@@ -1,3 +1,5 @@
+"""Which HTTP library a test of limited clients runs with."""
+
 from __future__ import annotations
 
 import httpx

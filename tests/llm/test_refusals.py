@@ -45,20 +45,20 @@ def test_openais_form_is_that_of_most():
     assert "Try again in 3.000 s." in late.body["message"]
 
 
-def test_anthropics_form():
+def test_refusals_have_the_form_of_anthropics_errors():
     late, never = refusal(LATE, ANTHROPIC).body, refusal(NEVER, ANTHROPIC).body
     assert (late["type"], late["error"]["type"]) == ("error", "rate_limit_error")
     assert never["error"]["type"] == "invalid_request_error"
 
 
 @pytest.mark.parametrize("request_", [GEMINI, VERTEX])
-def test_googles_form(request_):
+def test_refusals_have_the_form_of_googles_errors(request_):
     late, never = refusal(LATE, request_).body, refusal(NEVER, request_).body
     assert (late["error"]["code"], late["error"]["status"]) == (429, "RESOURCE_EXHAUSTED")
     assert never["error"]["status"] == "INVALID_ARGUMENT"
 
 
-def test_ollamas_form():
+def test_refusals_have_the_form_of_ollamas_errors():
     assert refusal(LATE, OLLAMA).body["error"].startswith("Not sent: too late")
 
 

@@ -270,7 +270,7 @@ SENTENCES = [
 
 
 @pytest.mark.parametrize(("message", "seconds"), WAITS)
-def test_a_wait_in_words(message, seconds):
+def test_a_wait_is_read_from_the_words_of_a_message(message, seconds):
     assert message_wait(message) == seconds
 
 

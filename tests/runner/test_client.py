@@ -323,7 +323,7 @@ async def test_large_answers_and_many_at_once_are_read():
         ("https://host?a=1", "/v1/x", "https://host/v1/x?a=1"),
     ],
 )
-def test_addresses(base, path, url):
+def test_an_address_is_the_servers_with_the_path_of_the_row(base, path, url):
     assert url_of(base, path) == url
 
 

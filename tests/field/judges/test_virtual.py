@@ -19,7 +19,7 @@ SEEDS = {"auto": 3, "limits given": 2}
 
 @pytest.mark.parametrize("judge", JUDGES)
 @pytest.mark.parametrize("way", SEEDS)
-def test_every_seed(way: str, judge: str) -> None:
+def test_with_every_seed_the_judge_is_used_and_hardly_ever_refuses(way: str, judge: str) -> None:
     """No call is lost, hardly anything is refused, and nearly all is used of what the judge would have admitted."""
     for style in STYLES:
         runs = [simulate(judge, style, seed, given=way != "auto") for seed in range(SEEDS[way])]
