@@ -35,6 +35,10 @@ REFUSED = {
         lambda: Limiter(tokens=[]),
         ValueError, "tokens has an empty list of limits: leave it out, or name at least one",
     ),
+    "a unit without a name": (
+        lambda: Limiter({"": "5/s"}),
+        ValueError, "a unit needs a name, such as 'tokens'",
+    ),
     "one limit twice": (
         lambda: Limiter(tokens=["5/s", "5/s"]),
         ValueError, "tokens has the same limit twice: 5/s, 5/s",

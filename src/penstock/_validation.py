@@ -57,6 +57,8 @@ def read_limits(given: Mapping[str, Any], *, by_keyword: bool = True) -> dict[st
     """What users write, as limits: strings are read, single ones become tuples, units are checked."""
     limits: dict[str, tuple[Limit, ...]] = {}
     for unit, kinds in given.items():
+        if not unit:
+            raise ValueError("a unit needs a name, such as 'tokens'")
         if by_keyword and unit in RESERVED:
             raise ValueError(
                 f"a unit cannot be called {repr_of(unit)}: that is a keyword of limiter(...). "
