@@ -23,9 +23,9 @@ def retry_after(exception: BaseException | None) -> float | None:
     """Return how many seconds the server asked to wait, or None if it did not say.
 
     Looks at the exception's `retry_after` (seconds, or a timedelta), then at the headers of its `response`, or its own
-    `headers`: `retry-after-ms`, then `retry-after` in seconds, as an HTTP date or as seconds since 1970. A moment is
-    compared with the `Date` header of the same response, so that a wrong clock on either side does no harm. Names of
-    headers are found in any case. Of an exception group it is the longest wait of its leaves.
+    `headers`: `retry-after-ms`, then `retry-after` in seconds (`5` or `5s`), as an HTTP date or as seconds since 1970.
+    A moment is compared with the `Date` header of the same response, so that a wrong clock on either side does no harm.
+    Names of headers are found in any case. Of an exception group it is the longest wait of its leaves.
 
     Past moments are 0. A value that is infinite, negative or no number gives None. So do headers of a response that
     succeeded (2xx): some servers send them there without meaning it. A property that raises counts as absent.
@@ -101,7 +101,7 @@ def _seconds(value: object) -> float | None:
     """Read a number of seconds, 0 or more and finite, also from a header's text; anything else is None."""
     if isinstance(value, str | bytes):
         try:
-            value = float(value)
+            value = float(value.strip().removesuffix("s") if isinstance(value, str) else value)
         except ValueError:
             return None
     seconds = read_seconds(value)

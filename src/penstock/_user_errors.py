@@ -29,7 +29,7 @@ class Nonsense(Exception):  # noqa: N818 - it is always one of the two below
     """A classifier returned something that is no verdict."""
 
 
-class _NotAwaited(Nonsense, TypeError):  # noqa: N818
+class NotAwaited(Nonsense, TypeError):  # noqa: N818
     """It returned an awaitable."""
 
 
@@ -85,9 +85,9 @@ def verdict_of(answer: object) -> bool | float:
     if isawaitable(answer):
         if isinstance(answer, Coroutine):
             answer.close()  # or it would warn that it was never awaited
-        raise _NotAwaited(f"a classifier returned {repr_of(answer)}, which is not awaited: give a plain function")
+        raise NotAwaited(f"a classifier returned {repr_of(answer)}, which is not awaited: give a plain function")
     if runs_later(answer):
-        raise _NotAwaited(f"a classifier returned {repr_of(answer)}, which has yet to run: give a plain function")
+        raise NotAwaited(f"a classifier returned {repr_of(answer)}, which has yet to run: give a plain function")
     return bool(answer)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import io
 import re
+import sys
 from typing import get_args
 
 import pytest
@@ -35,6 +37,22 @@ def test_no_word_of_the_help_is_cut_at_80_columns(command, capsys, monkeypatch):
         default = told.show_default if isinstance(told.show_default, str) else parameter.default
         words = f"{told.help or ''} {default if isinstance(default, str) else ''}".split()
         assert [word for word in words if word not in shown] == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["run", "in…", "--nö"], ["plan", "rows ☃.jsonl"]])
+def test_what_the_encoding_of_a_terminal_lacks_is_shown_as_an_escape(arguments, folder, monkeypatch):
+    """Help ended in a UnicodeEncodeError, as rich draws boxes and writes an ellipsis."""
+    (folder / "rows ☃.jsonl").write_text('{"body": {"model": "☃", "messages": []}}\n')
+    shown = {name: io.TextIOWrapper(io.BytesIO(), encoding="ascii") for name in ("stdout", "stderr")}
+    for name, stream in shown.items():
+        monkeypatch.setattr(sys, name, stream)
+    assert main(arguments) in {0, 2, 3}
+    said = b""
+    for stream in shown.values():
+        stream.flush()
+        said += stream.buffer.getvalue()
+    assert said
+    assert b"mistake of penstock" not in said
 
 
 def test_every_option_of_a_run_stands_below_one_heading():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
+from fractions import Fraction
 from types import SimpleNamespace
 
 import pytest
@@ -222,11 +224,14 @@ def test_a_hint_that_is_no_time_does_not_replace_the_error(answer):
     assert len(calls) == 3
 
 
-def test_an_on_result_that_raises_does_not_cost_the_result(caplog):
+@pytest.mark.parametrize("nonsense", [None, -1, math.inf, math.nan, Fraction(-1, 2)])
+def test_an_on_result_that_raises_or_makes_no_sense_does_not_cost_the_result(caplog, nonsense):
     """It may have been paid for."""
 
     def broken(_):
-        raise ZeroDivisionError
+        if nonsense is None:
+            raise ZeroDivisionError
+        return nonsense
 
     assert Retry(on=ConnectionError, on_result=broken).call_sync(lambda: "reply") == "reply"
     assert "on_result" in caplog.text

@@ -13,6 +13,7 @@ The key is read from the environment and nowhere else: every user of a machine c
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -32,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; those of the process unless given.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks is shown as an escape
+            stream.reconfigure(errors="backslashreplace")
     try:
         app = _app_for(given[0] if given else "")
         code = app(args=given or ["--help"], prog_name="penstock", standalone_mode=False)

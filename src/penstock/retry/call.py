@@ -21,7 +21,7 @@ from penstock._core.backoff import spread
 from penstock._interruptions import is_an_interruption
 from penstock._numbers import number_of, read_seconds, show_seconds
 from penstock._text import repr_of
-from penstock._user_errors import seconds_asked, verdict, verdict_of
+from penstock._user_errors import NotAwaited, seconds_asked, verdict, verdict_of
 from penstock.errors import AttemptTimeout, WouldBlockEventLoop
 from penstock.events import AttemptStarted, GaveUp, Reason, RetryScheduled, Succeeded, emit
 from penstock.retry.arguments import consumed_argument
@@ -171,13 +171,12 @@ class RetriedCall:
 
     def _verdict_on_result(self, on_result: Callable[[Any], Any], result: object) -> bool | float:
         try:
-            answer = on_result(result)
+            return verdict_of(on_result(result))
         except BaseException as raised:  # the result may have been paid for
-            if is_an_interruption(raised):
+            if is_an_interruption(raised) or isinstance(raised, NotAwaited):
                 raise
             _log.broken(LOGGER, "%s: `on_result` raised when asked about a result", self.name, error=raised)
             return False
-        return verdict_of(answer)
 
     # The decision
 
