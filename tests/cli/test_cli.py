@@ -219,6 +219,7 @@ RUN = ["run", "in.jsonl", "-o", "out.jsonl"]
             "cannot write no/out.jsonl: the folder no is not there",
         ),
         (["run", "in.jsonl", "-o", "o" * 300, "--simulate"], "File name too long"),
+        (["run", "in.jsonl", "-o", "-", "--order", "input", "--simulate"], "out of the journal: give --journal FILE"),
         (["run", "in.jsonl", "-o", ".", "--simulate"], "cannot write .: Is a directory"),
         (["run", "in.jsonl", "-o", "in.jsonl", "--simulate"], "FILE and -o are the same file: in.jsonl"),
         (["run", "in.jsonl", "-o", "./x/../in.jsonl", "--simulate"], "FILE and -o are the same file: "),
@@ -383,6 +384,16 @@ def test_results_on_standard_output_stand_there_alone(folder, out):
     assert "20 rows: 20 answered, 0 failed\n" in process.stderr
 
 
+def test_results_on_standard_output_have_their_errors_on_standard_error(folder, capfd):
+    """Where no `penstock errors` could read them, so none is advised."""
+    write(folder, range(3), b'{"torn\n')
+    assert main(["run", "in.jsonl", "-o", "-", "--simulate", "--latency", "0.01"]) == 3
+    out, err = capfd.readouterr()
+    assert len(out.splitlines()) == 3
+    assert json.loads(err.splitlines()[0])["error"]["code"] == "invalid_json"
+    assert err.endswith("failed of 1 × invalid_json\n")
+
+
 def test_a_disk_that_is_full_is_named_once(folder, monkeypatch, capsys):
     """Results first: the run ends by what it could not write, and what was done is said although the summary is not
     there."""
@@ -424,14 +435,22 @@ def test_files_of_others_are_named(folder, monkeypatch, capsys):
     assert refused(capsys, [*RUN, "--simulate"]) == "cannot read in.jsonl: Permission denied"
 
 
-@pytest.mark.parametrize(("there", "named"), [(False, "out.jsonl"), (True, "out.summary.json")], ids=["new", "old"])
-def test_a_folder_of_others_is_named_with_what_cannot_be_put_there(folder, monkeypatch, capsys, there, named):
+@pytest.mark.parametrize(
+    ("there", "named", "options"),
+    [
+        (False, "out.jsonl", ["-o", "theirs/out.jsonl"]),
+        (True, "out.summary.json", ["-o", "theirs/out.jsonl"]),
+        (False, "page.html", ["-o", "out.jsonl", "--report", "theirs/page.html"]),
+    ],
+    ids=["new", "old", "another option"],
+)
+def test_a_folder_of_others_is_named_with_what_cannot_be_put_there(folder, monkeypatch, capsys, there, named, options):
     """Results may be written into a file that is there; the summary is a file of its own."""
     (folder / "theirs").mkdir()
     if there:
         (folder / "theirs/out.jsonl").touch()
-    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != Path("theirs"))
-    said = refused(capsys, ["run", "in.jsonl", "-o", "theirs/out.jsonl", "--simulate"])
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != "theirs")
+    said = refused(capsys, ["run", "in.jsonl", *options, "--simulate"])
     assert said == f"cannot write theirs/{named}: no permission to write in the folder theirs"
 
 

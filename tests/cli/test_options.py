@@ -34,6 +34,7 @@ AZURE = "https://me.openai.azure.com/openai/deployments/d?api-version=1"
         ({}, ("http://[::1]:8000/v1", ()), {}),
         ({}, ("http://192.168.1.7/v1", ()), {}),
         ({}, ("http://vllm:8000/v1", ()), {}),
+        ({}, ("http://box.local:8000/v1", ()), {}),
         ({"OPENAI_API_KEY": "k"}, ("http://localhost:8000/v1", ()), {"authorization": "Bearer k"}),
         ({"MINE": "m"}, ("https://x.example/v1", ("api-key: $MINE",)), {"api-key": "m"}),
         (

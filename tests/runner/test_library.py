@@ -13,7 +13,7 @@ from datetime import timedelta
 import anyio
 import pytest
 
-from penstock import Limiter, clock, runner, simulator
+from penstock import Limiter, clock, in_flight, runner, simulator
 from penstock.runner.client import Lost, NotSent
 from penstock.runner.files import Appended, OutputError, cannot_write
 from penstock.simulator import Latency, Simulation
@@ -151,6 +151,36 @@ async def test_a_run_that_was_left_goes_on_out_of_its_journal(virtual_time, tmp_
     assert len(service.asked) == 100 - len(stored)
 
 
+@pytest.mark.parametrize("ends", ["left", "cancelled", "stopped"])
+async def test_rows_that_let_us_wait_do_not_hold_up_the_end_of_the_run(virtual_time, ends):
+    """As rows out of a queue do, into which nobody puts any more."""
+    is_closed = []
+
+    async def waiting():
+        try:
+            yield chat(0)
+            yield chat(1, model="mine")
+            await anyio.sleep_forever()
+        finally:
+            is_closed.append(True)
+
+    def answer(body):
+        refuse = ends == "stopped" and body["model"] == "mine"
+        return (429, {}, b'{"error": {"code": "insufficient_quota", "message": "no money"}}') if refuse else echo(body)
+
+    results = runner.run(waiting(), Service(answer=answer), LIMITS)
+    await anext(results)
+    if ends == "stopped":
+        with pytest.raises(runner.RunStoppedError, match="no money"):
+            await anext(results)
+    elif ends == "cancelled":
+        await anext(results)
+        with anyio.move_on_after(1):
+            await anext(results)
+    await results.aclose()
+    assert is_closed
+
+
 async def test_rows_that_were_edited_end_the_run_unless_somebody_says_more(virtual_time, tmp_path):
     options = {"limits": LIMITS, "journal": tmp_path / "j"}
     await collected([chat(0), chat(1)], Service(answer=echo), **options)
@@ -161,6 +191,16 @@ async def test_rows_that_were_edited_end_the_run_unless_somebody_says_more(virtu
     service = Service(answer=echo)
     found = await collected(rows, service, changed="rerun", **options)
     assert (len(found), len(service.asked)) == (2, 1)
+
+
+async def test_rows_that_failed_and_rows_that_come_twice_are_told_out_of_a_journal_too(virtual_time, tmp_path):
+    """What was refused is sent again by the next run; what was answered is not, and the same name again is an error."""
+    options, refusal = {"limits": LIMITS, "journal": tmp_path / "j"}, b'{"error": {"code": "no", "message": "not this"}}'
+    for code, asked in (("no", 2), (None, 1)):
+        service = Service(answer=lambda body, code=code: (400, {}, refusal) if code and body["model"] == "x" else echo(body))
+        found = await collected([chat(0), chat(1, model="x"), chat(0)], service, **options)
+        ends = {one.number: one.error and one.error["code"] for one in found}
+        assert (ends, len(service.asked)) == ({1: None, 2: code, 3: "duplicate_custom_id"}, asked)
 
 
 async def test_messages_name_arguments_and_not_options_of_the_command_line(virtual_time, tmp_path):
@@ -271,10 +311,11 @@ async def test_a_server_that_no_request_can_reach_is_refused_at_once(url, header
         runner.Sender(url, headers=headers)
 
 
-@pytest.mark.parametrize("what", [None, 5, [None], object()])
+@pytest.mark.parametrize("what", [None, 5, [None], [], object()])
 async def test_what_is_no_server_is_refused_with_the_way_out(what):
     """Such as an SDK's client: it was an error of Python's."""
-    with pytest.raises(ValueError, match=r"a run sends to the base URL of a server, not to .*client\.base_url"):
+    words = r"a run sends to the base URL of a server, not to .*client\.base_url" if what != [] else "a run needs a server"
+    with pytest.raises(ValueError, match=words):
         await anext(runner.run([chat(0)], what))
 
 
@@ -284,7 +325,7 @@ async def test_a_rule_of_cost_that_tells_nonsense_costs_no_row(virtual_time, rul
     assert [one.error for one in found] == [None, None]
 
 
-@pytest.mark.parametrize("limits", ["fast", {"requests": "fast"}, {}])
+@pytest.mark.parametrize("limits", ["fast", {"requests": "fast"}, {"requests": in_flight(3)}, {}])
 async def test_limits_that_are_none_are_refused(limits):
     with pytest.raises(ValueError, match="limit"):
         await collected([chat(0)], Service(answer=echo), limits=limits)

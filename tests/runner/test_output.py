@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from penstock.runner import files, output
+from penstock.runner import agreement, files, output
 from penstock.runner.output import Known, OutputError, Results, beside, journal_of, write_summary
 from penstock.runner.source import Rejected, Row, dump_json, named_key
 
@@ -251,6 +251,21 @@ def test_results_in_the_order_of_the_input_are_where_they_were_and_nobody_else_m
     assert json.loads(real.read_text())["custom_id"] == "a"
 
 
+@pytest.mark.parametrize("order", ["completed", "input"])
+def test_results_whose_journal_is_gone_are_taken_over_in_every_order(out, order):
+    """However long they are."""
+    with opened(out) as results:
+        for name in "ab":
+            results.answer(row(name), 200, None, dump_json({"text": name * 200_000}))
+    whole = out.read_bytes()
+    journal_of(out).unlink()
+    with opened(out, order=order) as results:
+        assert [results.known(row(name, line)) for line, name in enumerate("ba", 1)] == [Known.ANSWERED] * 2
+        results.finish()
+    lines = whole.splitlines(keepends=True)
+    assert out.read_bytes().splitlines(keepends=True) == (lines if order == "completed" else lines[::-1])
+
+
 def test_results_that_were_deleted_are_written_again_out_of_the_journal(out):
     """They were paid for."""
     whole = answered(out, "a", "b")
@@ -299,9 +314,11 @@ def test_results_that_somebody_changed_are_not_put_in_order_either(out, edit, or
     assert out.read_bytes() == content
 
 
+@pytest.mark.parametrize("looked_at", [agreement._LAST, 50], ids=["short", "longer than what is looked at"])
 @pytest.mark.parametrize("left", [0, 1, 7, -7, -1])
-def test_half_of_what_was_written_last_is_no_change(out, left):
+def test_half_of_what_was_written_last_is_no_change(out, monkeypatch, left, looked_at):
     """A run was killed, and the next one puts the results in order."""
+    monkeypatch.setattr(agreement, "_LAST", looked_at)
     whole = answered(out, "a", "b")
     out.write_bytes(whole[:left])
     with opened(out, order="input") as results:
@@ -344,14 +361,17 @@ def test_a_file_of_something_else_is_left_alone(out, content):
     assert out.read_bytes() == content
 
 
-@pytest.mark.parametrize("journal", ["there", "gone"])
-def test_a_foreign_line_in_the_middle_is_not_repaired(out, journal):
+@pytest.mark.parametrize("journal", ["there", "gone", "damaged"])
+@pytest.mark.parametrize("line", [b"hello", b"[1]", b'{"custom_id":"c"}', b'{"custom_id":null,"response":{}}'])
+def test_a_foreign_line_in_the_middle_is_not_repaired(out, journal, line):
     whole = answered(out, "a", "b")
-    content = whole.replace(b"\n", b"\nhello\n", 1)
+    content = whole.replace(b"\n", b"\n" + line + b"\n", 1)
     out.write_bytes(content)
     if journal == "gone":
         journal_of(out).unlink()
-    with pytest.raises(OutputError, match="its line 2 is not a result" if journal == "gone" else "was changed since"):
+    elif journal == "damaged":
+        journal_of(out).write_bytes(journal_of(out).read_bytes().replace(b'"done"', b'"dune"', 1))
+    with pytest.raises(OutputError, match="was changed since" if journal == "there" else "its line 2 is not a result"):
         opened(out)
     assert out.read_bytes() == content
 
@@ -442,6 +462,46 @@ def test_a_disk_that_loses_what_it_was_given_is_named(out, monkeypatch):
     monkeypatch.setattr(os, "fsync", lost)
     with pytest.raises(OutputError, match=r"cannot write .*: Input/output error"):
         results.close()
+
+
+def test_a_disk_that_loses_what_it_was_given_meanwhile_ends_the_run(out, monkeypatch):
+    """What would be sent from then on would be paid for and not kept."""
+
+    def lost(file):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("penstock.runner.journal.sync_data", lost)
+    with opened(out) as results, pytest.raises(OutputError, match=r"cannot write .*out\.jsonl: Input/output error"):
+        for number in range(6_000):
+            results.answer(row(f"row-{number}"), 200, None, b"{}")
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("order", ["completed", "input"])
+@pytest.mark.parametrize("kind", ["pipe", "file"])
+def test_results_go_once_to_where_others_opened_it(tmp_path, monkeypatch, kind, order):
+    """They were written twice into a pipe, and in a shell's `>` into a file named `-`. What was there stays."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(output, "BACKLOG", 10)
+    reading, writing = os.pipe() if kind == "pipe" else (os.open("there", os.O_RDONLY | os.O_CREAT), -1)
+    if kind == "file":
+        (tmp_path / "there").write_text("before\n")
+        writing = os.open("there", os.O_WRONLY | os.O_APPEND)
+    options = {"journal": tmp_path / "j", "order": order, "descriptor": writing, "errors_descriptor": writing}
+    names = {"completed": ["b", "a", "c"], "input": ["a", "b", "c"]}[order]
+    for new in ("ba", "c"):  # the second run knows what the first one answered
+        with Results(output.Path("-"), output.Path("standard error"), overwrite=new == "ba", **options) as results:
+            for line, name in enumerate("abc", 1):
+                results.known(row(name, line))
+            for name in new:
+                results.answer(row(name, " abc".index(name)), 200, None, b"{}")
+            results.finish()
+        said = os.read(reading, 65_536).decode().removeprefix("before\n").splitlines()
+        wanted = names[:2] if new == "ba" else names[2:] if order == "completed" else names
+        assert [json.loads(line)["custom_id"] for line in said] == wanted
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["j"] + ["there"] * (kind == "file"))
+    os.close(reading)
+    os.close(writing)
 
 
 def test_errors_may_go_to_a_pipe(out):

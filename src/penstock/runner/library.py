@@ -251,13 +251,13 @@ class _Given:
             aiter(rows) if isinstance(rows, AsyncIterable) else iter(rows)
         )
         self._number = 0
-        self._stopped = False
+        self._waiting = anyio.CancelScope()
 
     async def read(self) -> tuple[int, bytes | Rejected | None] | None:
-        if self._stopped:
-            return None
+        row = _END
         if isinstance(self._rows, AsyncIterator):
-            row = await anext(self._rows, _END)
+            with anyio.CancelScope() as self._waiting:  # they may let us wait as long as they like
+                row = await anext(self._rows, _END)
         else:
             await anyio.lowlevel.checkpoint()
             row = next(self._rows, _END)
@@ -272,7 +272,7 @@ class _Given:
             return self._number, Rejected(self._number, custom_id, "invalid_json", f"the row is not JSON: {error}")
 
     def stop(self) -> None:
-        self._stopped = True
+        self._waiting.cancel()
 
 
 def _sync(journal: Journal, syncer: Syncer) -> None:

@@ -16,7 +16,7 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -200,7 +200,8 @@ class Results:
             self._errors = opening.enter_context(
                 contextlib.closing(Appended(errors, "--errors", descriptor=errors_descriptor))
             )
-            self._begin_errors(anything=overwrite)
+            if errors_descriptor is None:
+                self._begin_errors(anything=overwrite)
             files = [self._out.descriptor, *([self._journal.descriptor] if self._journal else [])]
             self._syncer = Syncer(*files)
             self._stack = opening.pop_all()
@@ -375,10 +376,8 @@ class Results:
             if self._order == "input" and self._journal.offsets is not None:
                 self._place(row.line, len(self._journal.offsets))
             self._journal.done(row, line)
-        if self._pipe is not None:
-            self._pipe.put(line)
-        elif self._order == "completed":
-            self._out.append(line)
+        if self._order == "completed":
+            (self._out.append if self._pipe is None else self._pipe.put)(line)
         self._wrote()
 
     def fail(self, row: Row | Rejected, code: str, message: str, **more: Any) -> None:
@@ -439,20 +438,25 @@ class Results:
         if self._errors_pipe is not None:
             self._errors_pipe.drain()
         if self._pipe is not None:
+            for line in self._in_order():
+                self._pipe.put(line)
+                if self.full:
+                    self._pipe.drain()
             self._pipe.drain()
-            if self._order == "input":
-                self._write_in_order(self._pipe.put)
-                self._pipe.drain()
             return
         self._check_files()
-        if self._has_dropped and self._agreement is not None:
+        if self._agreement is None:  # what others opened is added to, and never replaced
+            for line in self._in_order():
+                self._out.append(line)
+            return
+        if self._has_dropped:
             self._agreement.rewrite()
         if self._order == "input" and self._journal is not None:
             path = self.out_path.resolve()  # a link to it stays one
             draft, descriptor = create_beside(path)
             try:
                 with os.fdopen(descriptor, "wb") as file:
-                    self._write_in_order(file.write)
+                    file.writelines(self._in_order())
                     file.flush()
                     os.fsync(file.fileno())
                 draft.replace(path)
@@ -495,11 +499,9 @@ class Results:
             self._places.extend([0] * (number + 1 - len(self._places)))
             self._places[number] = place + 1
 
-    def _write_in_order(self, write: Callable[[bytes], Any]) -> None:
-        assert self._journal is not None, "without a journal nothing can be put in order"
-        for place in self._places:
-            if place:
-                write(self._journal.result_at(place - 1))
+    def _in_order(self) -> Iterator[bytes]:
+        """The results in the order of the input, where that was asked for."""
+        return (self._journal.result_at(place - 1) for place in self._places if place and self._journal is not None)
 
     def _check_files(self) -> None:
         where = (
