@@ -160,6 +160,25 @@ def test_rows_that_failed_are_tried_again_by_the_next_run(folder, monkeypatch, c
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "answered", "said"),
+    [
+        ("in.jsonl", lambda rows: b"".join(rows[5:]), 15, "out.jsonl keeps 5 answers to rows that in.jsonl does not have"),
+        ("out.jsonl", lambda lines: b"".join(lines[:15]), 20, "out.jsonl lacked 5 answers that its journal holds, and"),
+        ("out.jsonl.journal", lambda lines: b"".join(lines).replace(b'"done"', b'"dune"', 1), 20,
+         "1 damaged record is taken out of the journal; what out.jsonl holds counts instead, and out.jsonl.journal.damaged"),
+    ],
+    ids=["fewer rows", "fewer results", "a damaged journal"],
+)  # fmt: skip
+def test_what_an_earlier_run_left_is_said(folder, capsys, name, change, answered, said):
+    assert simulated("--quiet") == 0
+    (folder / name).write_bytes(change((folder / name).read_bytes().splitlines(keepends=True)))
+    assert simulated() == 0
+    err = capsys.readouterr().err
+    assert f"penstock: {said}" in err
+    assert f"penstock: {answered} rows are answered in out.jsonl already and are skipped" in err
+
+
 def test_overwrite_begins_anew(folder):
     assert simulated() == 0
     assert simulated("--overwrite") == 0

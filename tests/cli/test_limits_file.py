@@ -104,6 +104,24 @@ def test_a_plan_and_a_simulated_server_go_by_the_file(folder, capsys):
     assert [one["limit"] for one in summary["limits"]["requests"]] == ["60/min burst 30"]
 
 
+@pytest.mark.parametrize(
+    ("rows", "limits", "kept"),
+    [
+        (b"{torn\n" + json.dumps(chat(1)).encode(), '{"gpt-4o-mini": "requests=60/min burst 30", "m": "auto"}', "60/min burst 30"),
+        (json.dumps(chat(1)).encode(), '{"gpt-4o-mini": "auto", "m": "requests=60/min"}', "3500/min"),
+        (b"{torn\n", '{"gpt-4o-mini": "requests=60/min"}', None),
+    ],
+    ids=["of the first row that is one", "that nobody named", "of no row at all"],
+)  # fmt: skip
+def test_a_simulated_account_has_the_limits_of_the_first_model(folder, rows, limits, kept):
+    (folder / "in.jsonl").write_bytes(rows)
+    (folder / "limits.json").write_text(limits)
+    run = ["run", "in.jsonl", "-o", "out.jsonl", "--limits", "limits.json", "--simulate", "--latency", "0.01"]
+    assert main(run) == (3 if b"torn" in rows else 0)
+    summary = json.loads((folder / "out.summary.json").read_text())
+    assert [one["limit"] for one in summary["limits"].get("requests", ())] == ([kept] if kept else [])
+
+
 FORM = 'write it like {"gpt-4o": {"requests": "500/min", "tokens": "30k/min"}, "*": "auto"}'
 
 

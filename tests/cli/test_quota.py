@@ -61,6 +61,15 @@ def test_caps_are_set_and_taken_back(path, capsys):
     assert "alice: 2 requests a day (Europe/Berlin), 2 used" in said(capsys, "set", path, "alice", "--default")[1]
 
 
+def test_who_has_no_caps_is_said(tmp_path, capsys):
+    """Where the program gives caps to nobody."""
+    with Quotas(tmp_path / "q.db", {}) as quotas:
+        quotas.set("alice", requests="5/day")
+    assert said(capsys, "set", tmp_path / "q.db", "alice", "--default") == (0, "alice: no caps\n")
+    assert said(capsys, "list", tmp_path / "q.db", "--user", "alice") == (0, "no caps for anybody\n")
+    assert said(capsys, "list", tmp_path / "q.db") == (0, "nobody has used anything, or has caps of their own\n")
+
+
 def test_what_was_used_is_forgotten(path, capsys):
     assert said(capsys, "reset", path, "alice") == (0, "alice: forgotten\n")
     assert said(capsys, "reset", path, "zoe") == (3, "zoe has used nothing in 'quota'\n")
@@ -73,6 +82,7 @@ def test_a_review_is_decided(path, capsys):
         "alice: 3 requests more until 2" in said(capsys, "approve", path, "alice", "requests", "3", "--by", "carol")[1]
     )
     assert "alice: no more requests until" in said(capsys, "refuse", path, "alice", "requests")[1]
+    assert "  3 allowed on top" in said(capsys, "list", path)[1]
     states = [(one["state"], one["by"]) for one in json.loads(said(capsys, "reviews", path, "--json")[1])]
     assert states == [("approved", "carol"), ("refused", "")]
     assert said(capsys, "reviews", path, "--pending")[1] == "no reviews\n"

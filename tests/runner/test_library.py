@@ -195,9 +195,14 @@ async def test_rows_that_were_edited_end_the_run_unless_somebody_says_more(virtu
 
 async def test_rows_that_failed_and_rows_that_come_twice_are_told_out_of_a_journal_too(virtual_time, tmp_path):
     """What was refused is sent again by the next run; what was answered is not, and the same name again is an error."""
-    options, refusal = {"limits": LIMITS, "journal": tmp_path / "j"}, b'{"error": {"code": "no", "message": "not this"}}'
+    options, refusal = (
+        {"limits": LIMITS, "journal": tmp_path / "j"},
+        b'{"error": {"code": "no", "message": "not this"}}',
+    )
     for code, asked in (("no", 2), (None, 1)):
-        service = Service(answer=lambda body, code=code: (400, {}, refusal) if code and body["model"] == "x" else echo(body))
+        service = Service(
+            answer=lambda body, code=code: (400, {}, refusal) if code and body["model"] == "x" else echo(body)
+        )
         found = await collected([chat(0), chat(1, model="x"), chat(0)], service, **options)
         ends = {one.number: one.error and one.error["code"] for one in found}
         assert (ends, len(service.asked)) == ({1: None, 2: code, 3: "duplicate_custom_id"}, asked)
@@ -314,7 +319,9 @@ async def test_a_server_that_no_request_can_reach_is_refused_at_once(url, header
 @pytest.mark.parametrize("what", [None, 5, [None], [], object()])
 async def test_what_is_no_server_is_refused_with_the_way_out(what):
     """Such as an SDK's client: it was an error of Python's."""
-    words = r"a run sends to the base URL of a server, not to .*client\.base_url" if what != [] else "a run needs a server"
+    words = (
+        r"a run sends to the base URL of a server, not to .*client\.base_url" if what != [] else "a run needs a server"
+    )
     with pytest.raises(ValueError, match=words):
         await anext(runner.run([chat(0)], what))
 

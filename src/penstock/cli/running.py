@@ -199,7 +199,7 @@ def _meet_earlier_runs(options: RunOptions, results: Results, lines: Lines, tell
     if results.damaged is not None:
         records, kept = results.damaged
         tell(
-            f"{number_of(records, 'record')} of the journal, which were damaged, are taken out; "
+            f"{number_of(records, 'damaged record is', 'damaged records are')} taken out of the journal; "
             f"what {out} holds counts instead, and {kept} is the journal as it was"
         )
     if results.ambiguous:
