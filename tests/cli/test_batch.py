@@ -32,6 +32,8 @@ def test_a_file_runs_by_the_batch_api(folder, capsys):
     assert (summary["via"], summary["batches"][0]["status"], summary["under_way"]) == ("batch", "completed", [])
     assert main([*BATCH, "--simulate"]) == 3
     assert "21 rows: 0 answered, 1 failed, 20 skipped" in capsys.readouterr().out
+    assert main(["run", "in.jsonl", "-o", "out.jsonl", "--simulate"]) == 3  # no batch is under way: it may go on
+    assert "21 rows: 0 answered, 1 failed, 20 skipped" in capsys.readouterr().out
 
 
 def test_the_report_of_a_run_by_the_batch_api_has_pictures_of_what_it_did(folder):

@@ -205,6 +205,30 @@ async def test_what_is_no_http_at_all_is_no_answer():
     assert not isinstance(raised.value, Unreadable)
 
 
+async def test_a_server_that_takes_no_connection_is_left_soon(monkeypatch):
+    """However long an answer may take."""
+
+    async def never(*_):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(http, "LONGEST_CONNECT", 0.05)
+    monkeypatch.setattr(asyncio.selector_events.BaseSelectorEventLoop, "sock_connect", never)
+    with pytest.raises(NotSent, match=r"no connection within 0\.05 s"):
+        await sent("http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("scheme", ["http://", ""])
+async def test_a_proxy_may_be_named_without_its_scheme(monkeypatch, scheme):
+    """As curl takes it."""
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    async with serving(lambda *_: reply(200)) as (base, seen):
+        monkeypatch.setenv("http_proxy", base.replace("http://", scheme))
+        async with Http(Server("http://service.test/v1")) as client:
+            assert (await client.send("/v1/x", b"{}", lambda: None)).status == 200
+    assert seen[0][0].startswith("POST http://service.test/v1/x HTTP/1.1")
+
+
 async def test_no_connection_is_no_use():
     with pytest.raises(NotSent, match=r"cannot connect to 127.0.0.1:1: "):
         await sent("http://127.0.0.1:1/v1")
@@ -244,6 +268,31 @@ async def test_a_file_of_answers_that_is_cut_in_the_middle_is_no_file(head):
     async with serving(lambda *_: cut()) as (base, _), BatchHttp(Server(base, direct=True)) as client:
         with pytest.raises(Lost):
             await client.download("/v1/files/f/content", io.BytesIO())
+
+
+@pytest.mark.parametrize(("method", "status"), [("GET", 302), ("GET", 308), ("POST", 307), ("POST", 308)])
+async def test_redirects_of_files_and_batches_are_followed_too(tmp_path, method, status):
+    """As from http:// to https://: what `penstock run` reached, `--via batch` did not. The key stays where it belongs."""
+    (tmp_path / "form").write_bytes(b"a file")
+    async with serving(lambda *_: reply(200, b"the answer")) as (other, seen):
+        moved = reply(status, b"", f"location: {other.replace('127.0.0.1', 'localhost')}/x\r\n")
+        async with serving(lambda *_: moved) as (base, _):
+            server = Server(base, {"authorization": "Bearer k"}, direct=True)
+            async with BatchHttp(server) as client:
+                with (tmp_path / "form").open("rb") as form:
+                    said = await client.request(method, "/v1/files", form if method == "POST" else None)
+    assert (said.status, said.content) == (200, b"the answer")
+    ((head, body),) = seen
+    assert head.startswith(f"{method} /x ")
+    assert "Bearer" not in head
+    assert body == (b"a file" if method == "POST" else b"")
+
+
+async def test_redirects_of_files_have_an_end():
+    into, again = io.BytesIO(), reply(302, b"", "location: /again\r\n")
+    async with serving(lambda *_: again) as (base, seen), BatchHttp(Server(base, direct=True)) as client:
+        assert ((await client.download("/v1/files/f/content", into)).status, into.getvalue()) == (302, b"")
+    assert len(seen) == 1 + http.MAX_REDIRECTS
 
 
 async def test_a_server_that_hangs_up_may_have_taken_the_request():
@@ -299,6 +348,14 @@ async def test_blank_lines_for_ever_end():
     async with serving(blank) as (base, _):
         with pytest.raises(Lost, match=r"no answer within 0\.3 s"):
             await sent(base, timeout=0.3)
+
+
+async def test_an_answer_in_pieces_is_read_to_its_end():
+    """Without a length, as services send what takes them long."""
+    chunked = b'HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\n\r\n3\r\n{"a\r\n4\r\n":1}\r\n0\r\n\r\n'
+    async with serving(lambda *_: chunked) as (base, _):
+        said, _ = await sent(base)
+    assert (said.status, said.content) == (200, b'{"a":1}')
 
 
 async def test_large_answers_and_many_at_once_are_read():

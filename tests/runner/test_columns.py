@@ -24,11 +24,20 @@ class Array:
         return self.items
 
 
-class Frame(dict):
+class Frame:
     """As pandas' DataFrame, which is no mapping."""
 
+    def __init__(self, **columns):
+        self.columns = columns
+
+    def __iter__(self):
+        return iter(self.columns)
+
+    def __getitem__(self, name):
+        return self.columns[name]
+
     def assign(self, **columns):
-        return Frame({**self, **columns})
+        return Frame(**{**self.columns, **columns})
 
 
 class Table:

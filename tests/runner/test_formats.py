@@ -115,6 +115,11 @@ def test_any_array_is_read_as_json_reads_it(value, size):
     assert [value for _, value in read(json.dumps(values).encode(), size)] == values
 
 
+@pytest.mark.parametrize("content", [b"[]", b"[ ]\n", b"\n[\n]"])
+def test_an_array_may_have_no_rows(content):
+    assert read(content, 1) == []
+
+
 def test_an_array_of_large_rows_is_read_in_linear_time():
     """Not again from its beginning for each piece that comes."""
     big = {"text": "x" * 2_000_000}

@@ -142,6 +142,8 @@ def test_rows_that_are_read_many_at_a_time_are_those_that_are_read_one_by_one(tm
         assert many == list(lines.again())
         assert len(many) == 3_000
         assert len(list(lines.batches())) < 20
+    with opened(tmp_path, compress(b"")) as lines:
+        assert list(lines.batches()) == []
 
 
 @pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf", b"\n" * 200, b"\xef\xbb\xbf" + b" " * 200], ids=repr)

@@ -34,7 +34,7 @@ def test_a_chat_is_one_message_with_its_usage(end):
     content = b": keep-alive" + end.encode() * 2 + stream(
         chunk({"role": "assistant", "content": "", "refusal": None}),
         chunk({"content": "Hé"}),
-        chunk({"content": "llo\n\u2028"}),
+        chunk({"content": "llo\n\u2028", "role": None}),
         chunk({}, "stop"),
         {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [], "usage": {"total_tokens": 9}},
         end=end,

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from penstock import Limiter, per_minute
+from penstock.runner.histogram import Histogram
 from penstock.runner.report import render
 from penstock.runner.summary import Counts
-from penstock.runner.timeline import MOST_SPANS, Timeline
+from penstock.runner.timeline import MOST_LIMITS, MOST_SPANS, Timeline
 from penstock.testing import manual_clock
 
 TOKENS = ("m", "tokens")
@@ -18,7 +19,6 @@ TOKENS = ("m", "tokens")
 @pytest.fixture
 def time():
     with manual_clock() as clock:
-        clock.advance(1)  # a run that began at 0 has not begun
         yield clock
 
 
@@ -60,6 +60,36 @@ def test_a_limit_is_shown_by_the_share_that_was_used_of_it(time):
     seen = [share for share in shares if share is not None]
     assert seen == pytest.approx([0.5] * len(seen))
     assert len(seen) > 50
+
+
+def test_so_many_limits_are_shown_and_no_more(time):
+    """Where each model has its own, there may be thousands."""
+    limiter, limits = Limiter(tokens="60/min"), {"tokens": (per_minute(60),)}
+    group = SimpleNamespace(endpoint=SimpleNamespace(limiter=limiter), limits=limits)
+    run, timeline = begun(time, **{f"model-{number}": group for number in range(100)}), Timeline()
+    lived(run, timeline, time, 2)
+    assert len(list(timeline.limits())) == MOST_LIMITS
+
+
+@pytest.mark.parametrize(
+    ("times", "share", "found"),
+    [([], 0.5, 0.0), ([0.0005], 0.99, 0.0005), ([1, 1, 1, 9], 0.5, 1), ([1, 1, 1, 9], 0.99, 9), ([1e6], 0.5, 1e6)],
+)
+def test_a_quantile_is_at_most_a_fifth_too_long(times, share, found):
+    seen = Histogram()
+    for seconds in times:
+        seen.add(seconds)
+    assert found <= seen.quantile(share) <= 1.2 * found
+    assert sum(count for _, count in seen.bins()) == len(times)
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(30, "30.2 s"), (600, "10 min"), (36_000, "10 h")])
+def test_the_axis_of_time_reads_as_people_say_it(time, seconds, words):
+    run, timeline = begun(time), Timeline()
+    lived(run, timeline, time, 1)
+    time.advance(seconds - 1)
+    timeline.look(run)
+    assert f">{words}</text>" in render({"stopped": None}, run.counts, timeline, title="rows")
 
 
 def test_the_report_shows_when_all_waited_when_the_server_was_away_and_what_it_cost(time):

@@ -36,7 +36,7 @@ class Outcome:
         summary: As it is written beside the results.
         sentences: The same for people.
         counts: What happened.
-        timeline: How it went over time; None: not recorded.
+        timeline: How it went over time; None: no report was asked for.
         stopped: Why it ended before its file did; None if it did not.
     """
 
@@ -65,7 +65,7 @@ def conclude(options: RunOptions, targets: Targets, outcome: Outcome) -> int:
     try:
         if targets.summary is not None:
             write_summary(targets.summary, outcome.summary)
-        if options.report is not None:
+        if options.report is not None and outcome.timeline is not None:
             title = f"{options.file} → {options.out}"
             page = render(outcome.summary, outcome.counts, outcome.timeline, title=title)
             write_beside(options.report, page.encode("utf-8", "replace"))

@@ -152,8 +152,6 @@ class JournalAgreement:
         size, at, number, torn = self._out.size, begin, 0, 0
         for number, line, whole in _lines_from(self._out, begin):
             result = _result_row(line)
-            if torn:
-                raise _foreign(self._out, torn, begin)
             if result is None:
                 if whole or (not number and not begin and not _BEGINNING.startswith(line[: len(_BEGINNING)])):
                     raise _foreign(self._out, number, begin)

@@ -43,17 +43,17 @@ class Histogram:
     def quantile(self, share: float) -> float:
         """Seconds within which that share of them was over, at most a fifth too long; 0 if there are none."""
         wanted, seen = share * self.count, 0
-        for number, count in enumerate(self._bins):
+        for number, count in enumerate(self._bins[:-1]):
             seen += count
             if count and seen >= wanted:
-                return self.longest if number == BINS - 1 else min(self.longest, _end(number))
+                return min(self.longest, _end(number))
         return self.longest
 
     def bins(self) -> Iterator[tuple[float, int]]:
         """(end in seconds, how many) from the first bin that holds any to the last."""
         held = [number for number, count in enumerate(self._bins) if count]
-        if held:
-            yield from ((_end(number), self._bins[number]) for number in range(held[0], held[-1] + 1))
+        numbers = range(min(held, default=0), max(held, default=-1) + 1)
+        return ((_end(number), self._bins[number]) for number in numbers)
 
 
 def _end(number: int) -> float:

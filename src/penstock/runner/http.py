@@ -25,7 +25,7 @@ from aiohttp.abc import AbstractStreamWriter
 
 from penstock.runner.client import SECRETS, Lost, NotSent, Reply, Server, Unreadable, url_of
 
-__all__ = ["MAX_REDIRECTS", "Http"]
+__all__ = ["MAX_REDIRECTS", "Http", "joined_url", "origin"]
 
 LONGEST_CONNECT = 30.0
 """Seconds to wait for a connection, however long the answer may take afterwards."""
@@ -55,7 +55,7 @@ class Http:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._origin = _origin(yarl.URL(server.base_url))
+        self._origin = origin(yarl.URL(server.base_url))
         self._urls: dict[str, yarl.URL] = {}
         self._proxy = None if server.direct else _proxy(server.base_url)
         self._tls: ssl.SSLContext | bool = True
@@ -65,7 +65,7 @@ class Http:
         given = {name.lower() for name in server.headers}
         self._headers = {name: value for name, value in base.items() if name not in given} | dict(server.headers)
         self._public = {name: value for name, value in self._headers.items() if name.lower() not in SECRETS}
-        self._session: aiohttp.ClientSession | None = None
+        self._session: aiohttp.ClientSession  # from its entry on
 
     @property
     def secrets(self) -> tuple[bytes, ...]:
@@ -95,8 +95,7 @@ class Http:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
+        await self._session.close()
 
     async def send(self, path: str, body: bytes, left: Callable[[], None]) -> Reply:
         """See `Client.send`.
@@ -125,7 +124,7 @@ class Http:
         """Post once more to where a reply redirects, and so on."""
         for _ in range(MAX_REDIRECTS):
             target = reply.headers.get("location") if reply.status in {307, 308} else None
-            joined = _joined(url, target) if target else None
+            joined = joined_url(url, target) if target else None
             if joined is None:
                 return reply
             url = joined
@@ -133,11 +132,10 @@ class Http:
         return reply
 
     async def _post(self, url: yarl.URL, body: bytes, departure: _Departure) -> Reply:
-        assert self._session is not None, "a client is entered before it sends"
         response = await self._session.post(
             url,
             data=_Body(body, departure),
-            headers=self._headers if _origin(url) == self._origin else self._public,
+            headers=self._headers if origin(url) == self._origin else self._public,
             allow_redirects=False,
             proxy=self._proxy,
         )
@@ -275,11 +273,12 @@ class _Body(aiohttp.BytesPayload):
         await super().write_with_length(writer, content_length)
 
 
-def _origin(url: yarl.URL) -> tuple[str, str | None, int | None]:
+def origin(url: yarl.URL) -> tuple[str, str | None, int | None]:
+    """What the keys of a server may be sent to."""
     return url.scheme, url.host, url.port
 
 
-def _joined(url: yarl.URL, target: str) -> yarl.URL | None:
+def joined_url(url: yarl.URL, target: str) -> yarl.URL | None:
     """Where a redirect leads; None: nowhere that requests are sent to."""
     try:
         joined = url.join(yarl.URL(target))

@@ -57,13 +57,13 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 800, 130, 64, 20
 
 
-def render(summary: Mapping[str, Any], counts: Counts, timeline: Timeline | None, *, title: str) -> str:
+def render(summary: Mapping[str, Any], counts: Counts, timeline: Timeline, *, title: str) -> str:
     """The page.
 
     Args:
         summary: As it is written next to the results.
         counts: What happened, for what the summary does not hold.
-        timeline: How it went; None: not recorded.
+        timeline: How it went.
         title: What was run.
     """
     name = html.escape(title)
@@ -75,7 +75,7 @@ def render(summary: Mapping[str, Any], counts: Counts, timeline: Timeline | None
         *_verdict(summary),
         *_figures(summary),
         *_batches(summary),
-        *([] if timeline is None else _over_time(summary, counts, timeline)),
+        *_over_time(summary, counts, timeline),
         *_limits(summary, timeline),
         *_times("Latency", "from the moment a request was granted to its whole answer", counts.latencies, "latency"),
         *_times("Waits", "in the queue for the limits, before each request", counts.waits, "wait"),
@@ -125,7 +125,7 @@ def _batches(summary: Mapping[str, Any]) -> Iterator[str]:
     yield from _table(["batch", "model", "status", "rows", "answered", "failed", "again"], rows, numbers=3)
 
 
-def _limits(summary: Mapping[str, Any], timeline: Timeline | None) -> Iterator[str]:
+def _limits(summary: Mapping[str, Any], timeline: Timeline) -> Iterator[str]:
     limits = [(unit, one) for unit, those in summary.get("limits", {}).items() for one in those]
     if limits:
         yield "<h2>Limits</h2><p>Share: of all that a limit allowed while requests were sent.</p>"
@@ -139,8 +139,6 @@ def _limits(summary: Mapping[str, Any], timeline: Timeline | None) -> Iterator[s
             ]
             yield f"<tr><td>{words}</td>{''.join(f'<td class=n>{cell}</td>' for cell in cells)}</tr>"
         yield "</table>"
-    if timeline is None:
-        return
     for (name, unit, limit), shares in timeline.limits():
         label = f"{unit}{' of ' + name if name else ''} ({limit})"
         most = max((share for share in shares if share is not None), default=0.0)
@@ -196,8 +194,6 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers: int) 
 
 def _over_time(summary: Mapping[str, Any], counts: Counts, timeline: Timeline) -> Iterator[str]:
     spans = timeline.spans
-    if not spans:
-        return
     yield "<h2>Over time</h2>"
 
     def rate(name: str) -> list[float | None]:

@@ -121,8 +121,6 @@ class Timeline:
     def look(self, run: Watched) -> None:
         """Put what happened since the last look where it belongs."""
         counts, now = run.counts, clock.now()
-        if not (counts.began or counts.rows):  # it has not begun
-            return
         since = counts.began if self._at is None else self._at
         span = Span(seconds=max(0.0, now - since), in_flight=counts.in_flight)
         self._at = now

@@ -109,6 +109,26 @@ async def test_a_batch_that_cannot_be_cancelled_is_waited_for(virtual_time, tmp_
     assert "could not be cancelled: Cannot cancel a batch" in "".join(made.said)
 
 
+async def test_a_key_that_is_taken_back_while_batches_are_cancelled_ends_the_run(virtual_time, tmp_path):
+    """They go on, and the next run finds them."""
+    refused = Reply(401, {}, b'{"error": {"code": "invalid_api_key", "message": "revoked"}}')
+    service, rows = Odd("POST", "/cancel$", refused, simulation=Simulation(batches=Batches(duration=100))), [chat(1)]
+    with prepared(tmp_path, rows, service, deadline=20) as made:
+        await made.run()
+    with prepared(tmp_path, rows, service, cancel=True) as made:
+        await made.run()
+        assert (made.run.stopped.code, len(made.run.parts)) == ("account", 1)
+
+
+async def test_a_queue_that_is_full_without_a_number_is_waited_for(virtual_time, tmp_path):
+    full = {"status": "failed", "errors": {"data": [{"code": "token_limit_exceeded", "message": "too many tokens"}]}}
+    service, rows = Odd("GET", "/v1/batches/", lambda batch: {**batch, **full}, times=1), [chat(n) for n in range(5)]
+    with prepared(tmp_path, rows, service) as made:
+        await made.run()
+        assert {line["custom_id"] for line in made.results()} == {row["custom_id"] for row in rows}
+    assert (made.run.stopped, made.run.counts.sent, len(service.library.batches)) == (None, 5, 2)
+
+
 @pytest.mark.parametrize(
     "errors",
     [
@@ -188,6 +208,7 @@ PAGE = b"<!doctype html><title>Sign in</title>"
 FOREIGN = {
     "page": Reply(200, {}, PAGE),
     "another's JSON": Reply(200, {}, b'{"status": "ok"}'),
+    "a list": Reply(200, {}, b"[]"),
     "no content": Reply(204, {}, b""),
     "log-in": Reply(302, {"location": "/log-in"}, b""),
     "refused with a page": Reply(403, {}, PAGE),

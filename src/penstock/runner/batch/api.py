@@ -8,7 +8,6 @@ by it.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from types import TracebackType
@@ -143,9 +142,8 @@ class Batches:
         """Store a file: a form with it, from its beginning."""
 
         async def send() -> Reply:
-            with os.fdopen(os.dup(form.fileno()), "rb") as body:  # a client may close what it has sent
-                body.seek(0)
-                return await self._transport.request("POST", "/v1/files", body, content_type)
+            form.seek(0)
+            return await self._transport.request("POST", "/v1/files", form, content_type)
 
         return await self._see_through(send, read_file, "files")
 

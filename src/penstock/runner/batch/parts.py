@@ -272,8 +272,8 @@ class Splitter:
     def discard(self) -> None:
         """Forget all parts that are not closed."""
         for part in self._open.values():
-            if part.form is not None:
-                part.form.close()
+            assert part.form is not None
+            part.form.close()
         self._open.clear()
 
     def _new(self, row: Row) -> Part:

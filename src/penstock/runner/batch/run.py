@@ -115,7 +115,7 @@ class BatchRun:
         self._secrets = secrets
         self._queue = QueueLimits(queue_tokens)
         self._splitter = Splitter(self._queue, results.out_path.parent)
-        self._scope: anyio.CancelScope | None = None
+        self._scope: anyio.CancelScope  # from the beginning of the run on
         self._seen = IdSet()
         self._again: dict[int, int] = {}  # rows that are to be submitted once more, by name, with the round
         self._held: dict[str, FullQueue] = {}
@@ -155,8 +155,7 @@ class BatchRun:
         """End; batches go on without us. The first reason counts; see `Stopped`."""
         if self.stopped is None:
             self.stopped = Stopped(code, message, status)
-            if self._scope is not None:
-                self._scope.cancel()
+            self._scope.cancel()
 
     # ------------------------------------------------------------------------------------------------------------------
     # The steps
@@ -505,10 +504,11 @@ class BatchRun:
     async def _merge(self, part: Part, told: BatchState) -> None:
         """Write the answers of a batch to where they belong. Made twice, it does the same."""
         places = part.waited()
-        done, found = told.completed, 0
-        for wait in (*REREAD, None):
+        done = told.completed
+        waits = iter(REREAD)
+        while True:
             found = sum([await self._merge_file(part, file, places) for file in told.files])
-            if found >= done or not places or wait is None:
+            if found >= done or not places or (wait := next(waits, None)) is None:
                 break
             # An answer that is not found would be paid for twice, and a file may be cut or late without a word.
             self._trouble(
