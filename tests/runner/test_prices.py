@@ -116,6 +116,19 @@ def test_a_plan_says_what_would_be_sent_and_what_decides():
     assert json.loads(json.dumps(plan.as_json()))["seconds"] == plan.seconds
 
 
+def test_a_plan_counts_images_and_looks_at_no_more_rows_than_it_should():
+    image = {"custom_id": "i", "url": "/v1/images/generations", "body": {"model": "dall-e-3", "prompt": "x", "n": 3}}
+    lines = [json.dumps(row).encode() for row in (image, chat(1), chat(2))]
+    plan = make_plan(enumerate(lines, 1), READ, lambda model: (model, None), PRICES, rows=2)
+    assert (plan.rows, plan.sendable) == (2, 2)
+    assert "dall-e-3: 1 row, 1 tokens, 3 images; its price" in "\n".join(plan_sentences(plan, PRICES))
+
+
+def test_a_plan_of_nothing_that_could_be_sent_compares_no_ways_to_send_it():
+    plan = make_plan([(1, b"{")], READ, lambda model: (model, None), PRICES)
+    assert "--via batch" not in "\n".join(plan_sentences(plan, PRICES))
+
+
 def test_a_plan_without_limits_says_that_nobody_knows():
     plan = make_plan([(1, json.dumps(chat(0)).encode())], READ, lambda model: (model, None), PRICES)
     assert plan.seconds is None
@@ -135,5 +148,19 @@ def test_failures_are_grouped_and_each_group_says_what_to_do():
     assert [(each.code, each.count, each.line) for each in groups] == [("b", 2, 2), ("a", 1, 1), ("invalid_json", 1, 4)]
     said = list(sentences(groups))
     assert said[:2] == ["2 × b", "    for example line 2, 'row-2': it says why"]
-    assert advice(groups[1]) == "run the command again: it is the service's trouble and may be over"
     assert advice(groups[2]) == "correct the row in FILE and run the command again"
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (500, "run the command again: it is the service's trouble"),
+        (429, "run the command again: it is the service's trouble"),
+        (401, "check the key"),
+        (404, "the service does not take the request as it is"),
+        (None, "run the command again"),
+    ],
+)
+def test_what_to_do_about_a_code_that_nobody_knows_is_told_by_its_status(status, said):
+    ((group,), _) = group_errors([error(1, "a", status_code=status)])
+    assert advice(group).startswith(said)

@@ -71,8 +71,10 @@ async def test_rows_that_were_edited_are_refused_before_anything_is_sent(tmp_pat
     assert (tmp_path / "out.jsonl").read_bytes() == before
 
 
-async def test_answers_to_rows_that_the_file_has_not_any_more_are_counted(tmp_path):
+@pytest.mark.parametrize("many", [200_000, 0])
+async def test_answers_to_rows_that_the_file_has_not_any_more_are_counted(tmp_path, monkeypatch, many):
     """Nobody should take them for those of this file unknowingly."""
+    monkeypatch.setattr("penstock.runner.output._MANY", many)  # names of rows that are looked up at once
     await done(tmp_path, [chat(number) for number in range(10)])
     service = Service(answer=echo)
     rows = [chat(2), {"custom_id": "row-3", "url": "/v1/chat/completions", **chat(3)}, chat(11)]

@@ -54,6 +54,16 @@ async def test_where_no_answer_can_be_read_the_run_ends_before_all_rows_are_paid
     assert len(service.asked) < 100
 
 
+async def test_where_a_key_is_refused_for_a_model_and_nothing_else_was_answered_the_key_is_wrong(tmp_path):
+    """Rows of the model are untouched, and the next run sends them with another key."""
+    revoked, bad = b'{"error": {"message": "Incorrect API key"}}', b'{"error": {"message": "no such field"}}'
+    service = Service(answer=lambda body: (401, {}, revoked) if body["model"] == "m" else (400, {}, bad))
+    with prepared(tmp_path, [chat(0), chat(1), chat(2, model="other")], service, limits=FAST) as this:
+        await this.run()
+        assert (this.run.stopped.code, this.run.stopped.status) == ("account", 401)
+        assert [error["custom_id"] for error in this.errors()] == ["row-2"]
+
+
 async def test_one_row_that_is_always_told_to_wait_does_not_stop_the_others(tmp_path):
     """The service refuses that row alone, for half a minute each time."""
     body = json.dumps({"error": {"code": "rate_limit_exceeded", "message": "Please try again in 30s"}}).encode()
