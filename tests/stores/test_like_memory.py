@@ -8,6 +8,8 @@ import random
 import pytest
 
 from penstock import Keyed, Limiter, Rate, RateLimited, clock, sliding, testing
+from penstock._backends.shared.dispatcher import dispatcher_of
+from penstock._concurrency.parking import here
 from tests.stores.in_virtual_time import Rows, calls, processes
 
 __all__ = ["processes"]
@@ -102,6 +104,65 @@ def test_an_urgent_call_that_fits_passes_one_that_waits_for_a_window(processes):
     passed, gone = run(processes, main)
     assert passed == pytest.approx(1, abs=0.01)
     assert gone == pytest.approx(60, abs=0.1)
+
+
+@pytest.mark.parametrize("pauses", [(0.01, 0.5, 1.2, 0.01, 0), (0.5, 0.5, 0.5, 0.5, 0)])
+def test_the_most_urgent_call_claims_the_moment_that_it_was_told(processes, pauses):
+    """Each claimed the first that was due: then the store took the one of priority 10 for one that waits behind it."""
+    urgencies = [0, 0, 5, 10, 10]
+
+    async def main():
+        limiter = Limiter(requests=Rate(3, 7, burst=1), name="x", store=Rows(hears=False).store())
+        await limiter.acquire()
+        gone = []
+
+        async def one(priority):
+            await limiter.acquire(priority=priority)
+            gone.append((priority, clock.now()))
+
+        waiting = []
+        for priority, pause in zip(urgencies, pauses, strict=True):
+            waiting.append(asyncio.ensure_future(one(priority)))
+            await asyncio.sleep(pause)
+        await asyncio.gather(*waiting)
+        return gone
+
+    gone = run(processes, main)
+    assert [priority for priority, _ in gone] == sorted(urgencies, reverse=True)
+    assert [at for _, at in gone] == pytest.approx([7 / 3 * turn for turn in range(1, 6)], abs=0.01)
+
+
+@pytest.mark.parametrize("lease", [None, 1.0], ids=["each asked for", "leased"])
+def test_waiters_of_a_closed_loop_use_nothing(processes, lease):
+    """Nobody cancels them: they waited in front of the others until the garbage collector came."""
+    store = Rows(hears=True).store()
+    loop = asyncio.new_event_loop()
+    parker = loop.run_until_complete(_parker())
+    loop.close()
+
+    async def main():
+        limiter = Limiter(requests=Rate(10, 1, burst=20), name="x", store=store, lease=lease)
+        for _ in range(10 if lease else 20):
+            await limiter.acquire()
+        left = [asyncio.ensure_future(limiter.acquire()) for _ in range(20)]
+        await asyncio.sleep(0.05)
+        (queue,) = dispatcher_of(store).scheduler.state.queues
+        for request in [*queue.waiters, *queue.reserved]:
+            request.parker = parker
+        begun = clock.now()
+        await limiter.acquire()
+        took = clock.now() - begun
+        for task in left:
+            task.cancel()
+        return took, limiter.statistics().waiting
+
+    took, waiting = run(processes, main)
+    assert took <= 0.2
+    assert not waiting
+
+
+async def _parker():
+    return here()
 
 
 def script(seed):

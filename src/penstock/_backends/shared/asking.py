@@ -225,6 +225,11 @@ class Asking:
         while heads and room > 0:
             _, request = heappop(heads)
             while True:
+                if request.abandoned:
+                    state.take_out_all_of(request.parker.home, queue)
+                    heads = waiters.heads(now, queue.behind.keys() | asking.skipped)
+                    heapify(heads)
+                    break
                 if not state.all_fit(batch, request.charges):
                     return -1
                 limits = [of for of, _ in request.charges]
@@ -322,8 +327,13 @@ class _Round:
         )
 
     def booking_of(self, request: SharedRequest, limits: list[Any]) -> tuple[Booking | None, bool]:
-        """The booking that a request claims now, or whether it waits for the moment of one."""
+        """The booking that a request claims now, or whether it waits for the moment of one.
+
+        Of those that are due it claims the one of its own priority: another request is to claim the others, and the
+        store ranks each by the priority that it was made with.
+        """
         waits = False
+        due: list[Booking] = []
         for booking in self._queue.bookings:
             if booking.flow != request.flow or [of for of, _ in booking.charges] != limits:
                 continue
@@ -331,11 +341,14 @@ class _Round:
             if request.latest >= booking.due:  # else it waits for less, and would lose the booking for the others
                 claim_at = min(claim_at, booking.early_at)
             if claim_at <= self.now:
-                self._queue.bookings.remove(booking)
-                return booking, False
-            if booking.priority >= request.priority:
+                due.append(booking)
+            elif booking.priority >= request.priority:
                 waits = True
                 self.look_again = min(self.look_again, claim_at)
+        if due:
+            claimed = min(due, key=lambda booking: (booking.priority != request.priority, booking.due))
+            self._queue.bookings.remove(claimed)
+            return claimed, False
         if waits:
             self.skipped.add(request.flow)
         return None, waits

@@ -100,6 +100,10 @@ class Leasing:
         leases.serve(queue.waiters, now, grant)
 
     def _grant(self, request: SharedRequest, shares: list[Share], now: float) -> None:
+        if request.abandoned:
+            request.stage = Stage.GONE
+            self.put_back(shares, self._state.queue_of(request), now)
+            return
         request.shares = shares
         self._state.grant(request, now)
 

@@ -98,6 +98,13 @@ class StoreQueue:
         for booking in self.bookings:
             booking.early_at = min(booking.claim_at, booking.early_at) - seconds
 
+    def is_of_use(self, booking: Any) -> bool:
+        """Whether the next of its flow is as urgent as a booking, and wants as much. For less it may go sooner."""
+        heir: Any = self.waiters.first_of(booking.flow, booking.charges)
+        if heir is None or heir.priority < booking.priority:
+            return False
+        return all(amount >= of_it for (_, amount), (_, of_it) in zip(heir.charges, booking.charges, strict=True))
+
     def can_go(self, now: float) -> bool:
         """Whether one that waited for a calendar's next period can go: other processes may give something back."""
         if not any(isinstance(state.meter, CalendarWindow) for state in self.states()):

@@ -129,6 +129,11 @@ class SharedRequest(Request):
         """Whether there is nothing left to wait for."""
         return self.stage is _GRANTED or self.error is not None
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether its loop is closed: nothing ever takes its grant, nor its place in the queue, away."""
+        return self.parker is not None and not self.parker.alive()
+
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         """As the receipts of its grant: what this process holds of it, which is nothing."""
         return iter(())

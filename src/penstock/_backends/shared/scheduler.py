@@ -26,9 +26,10 @@ from penstock._backends.shared.asking import LOOKAHEAD, Asking, Writing
 from penstock._backends.shared.leasing import Leasing
 from penstock._backends.shared.limit_set import SharedLimitSet
 from penstock._backends.shared.queue import FREED_WATCHED, PAUSE_WATCHED, POLL, StoreQueue
-from penstock._backends.shared.requests import Booking, LeaseAsked, Refund, SharedRequest, Stage, StoreReceipts
+from penstock._backends.shared.requests import LeaseAsked, Refund, SharedRequest, Stage, StoreReceipts
 from penstock._backends.shared.settling import Settling
 from penstock._backends.shared.state import SchedulerState, again
+from penstock._backends.shared.undecided import refuse_asked, unsend
 from penstock._backends.shared.wire import Admitted, BatchInFlight, BookedFor, Command, Look, NotNow, OthersTurn, Outage
 from penstock.errors import PenstockError, StoreError
 from penstock.stores.contract import Reply, Store
@@ -179,15 +180,7 @@ class Scheduler:
         stage, request.stage = request.stage, Stage.GONE
         request.info.cancelled += 1
         if stage is Stage.QUEUED:
-            queue.waiters.leave(request)
-            if request.flow in queue.told and not queue.waiters.waits(request.flow):
-                queue.told.discard(request.flow)
-                state.depart(request, queue, 0.0)
-            for booking in [each for each in queue.bookings if each.flow == request.flow]:
-                if not self._is_of_use(booking, queue):
-                    queue.bookings.remove(booking)
-                    state.drop(booking, queue)
-            state.dirty[queue] = None
+            state.take_out(request, queue)
         elif stage is Stage.RESERVED:
             queue.reserved.remove(request)
             self._hand_on(request, queue, now)
@@ -198,14 +191,6 @@ class Scheduler:
             else:
                 self._hand_on(request, queue, now)
         # NEW is seen when the request comes in or is looked at, ASKED when the answer is there
-
-    @staticmethod
-    def _is_of_use(booking: Booking, queue: StoreQueue) -> bool:
-        """Whether the next of its flow is as urgent and wants as much. One that wants less may well go sooner."""
-        heir: Any = queue.waiters.first_of(booking.flow, booking.charges)
-        if heir is None or heir.priority < booking.priority:
-            return False
-        return all(amount >= of_it for (_, amount), (_, of_it) in zip(heir.charges, booking.charges, strict=True))
 
     def on_settled(self, receipts: StoreReceipts, now: float) -> None:
         """The true cost of a grant is known."""
@@ -272,7 +257,7 @@ class Scheduler:
                 self._leasing.return_leases(of, of.pool.drain())
         state.urgent = state.urgent or bool(state.refunds or state.drops)
         for silence in state.silent.values():
-            self.refuse_asked(silence.batch, closed)
+            refuse_asked(self.state, silence.batch, closed)
         self.state.fail_all(closed)
 
     def on_end(self) -> None:
@@ -329,14 +314,17 @@ class Scheduler:
             return
         queue = self.state.queue_of(request)
         queue.reserved.remove(request)
+        if request.abandoned:
+            request.stage = Stage.GONE
+            self._hand_on(request, queue, now)
+            return
         self.state.grant(request, now)
         self.state.dirty[queue] = None
 
     def _hand_on(self, request: SharedRequest, queue: StoreQueue, now: float) -> None:
         """Let the next waiter have what a request was granted, or give it back to the store."""
         state = self.state
-        heads = queue.waiters.heads(now)
-        heir: Any = heads[0][1] if heads else None
+        heir: Any = state.next_of(queue, now)
         mine = dict(request.charges)
         wanted = {} if heir is None else dict(heir.charges)
         fits = heir is not None and mine.keys() == wanted.keys() and all(wanted[of] <= mine[of] for of in mine)
@@ -363,7 +351,7 @@ class Scheduler:
         if reply.others:
             adopted = self._agreement.disagree(batch, reply.others, now)
             # What was asked waits again, and is charged on the limits of now like all that wait.
-            self.unsend(batch, now)
+            unsend(self.state, batch, now)
             for limit_set in adopted:
                 self._agreement.recharge(limit_set, now)
             return
@@ -471,7 +459,7 @@ class Scheduler:
         asks = not self.store.hears and verdict.wait > 2 * FREED_WATCHED
         booking.early_at = now + FREED_WATCHED if asks else math.inf
         booking.priority = request.priority
-        if request.stage is Stage.GONE and not self._is_of_use(booking, queue):
+        if request.stage is Stage.GONE and not queue.is_of_use(booking):
             self.state.drop(booking, queue)
             return
         queue.bookings.append(booking)
@@ -522,39 +510,6 @@ class Scheduler:
 
     # When the store does not decide
 
-    def line_up_again(self, batch: BatchInFlight, now: float) -> None:
-        """What a batch asks for waits where it was before that was written."""
-        state = self.state
-        for request in reversed(batch.asked):
-            if type(request) is LeaseAsked:
-                state.dirty[request.queue.standing()] = None
-            elif request.stage is Stage.ASKED and request.batch is batch:
-                queue = state.queue_of(request)
-                if request.booking is not None and request.booking.due < math.inf:
-                    queue.bookings.append(request.booking)
-                state.stay(request, queue, now)
-                state.dirty[queue] = None
-
-    def unsend(self, batch: BatchInFlight, now: float) -> None:
-        """A batch was not decided: everything is as it was before it was written."""
-        state = self.state
-        self.line_up_again(batch, now)
-        batch.asked = []
-        state.drops += batch.drops
-        state.commands += batch.commands
-        state.refunds += batch.refunds
-        state.looks += batch.looks
-        for settlement in batch.settlements:
-            if settlement.receipts is not None:
-                settlement.receipts.not_charged(settlement.debits)
-                state.settlements[settlement.receipts] = None
-            else:
-                for debit in settlement.debits:
-                    state.owe(debit.state, debit.amount)
-        state.urgent = bool(
-            state.commands or state.refunds or state.drops or state.settlements or state.looks or state.owed
-        )
-
     def failed(self, batch: BatchInFlight, error: Exception, now: float) -> None:
         """The store said no: nothing was decided. One of the batch's queues is to blame, so ask for each by itself."""
         state = self.state
@@ -563,14 +518,16 @@ class Scheduler:
             queue.problem = error
         if len(queues) > 1:
             state.separate_until = now + SEPARATE
-            self.unsend(batch, now)
+            unsend(state, batch, now)
             return
         for request in batch.asked:
             if type(request) is LeaseAsked:
                 for limit_set in list(request.queue.standing().sets):
                     state.fail_queue(limit_set, error)
-        self.refuse_asked(batch, error)
-        self.unsend(batch, now)
+            elif request.booking is not None and request.booking.due < math.inf:
+                state.drops.append(request.booking)  # that it claimed: it is refused
+        refuse_asked(state, batch, error)
+        unsend(state, batch, now)
         state.urgent = state.something_to_say_but_for(queues)  # what is about this queue goes along with its next batch
         for limit_set in batch.offsets:
             limit_set.confirming = False
@@ -590,14 +547,6 @@ class Scheduler:
             self.apply(batch, answer, now)
         except PenstockError as error:
             self.failed(batch, error, now)
-
-    def refuse_asked(self, batch: BatchInFlight, error: Exception) -> None:
-        """Tell all that wait for the answer to a batch that there is none, and why."""
-        for request in batch.asked:
-            if type(request) is not LeaseAsked and request.stage is Stage.ASKED and request.batch is batch:
-                self.state.refuse(request, again(error))
-        self.state.answer_looks(batch.looks, error)
-        batch.looks = []
 
     def break_down(self, requests: Sequence[SharedRequest], error: StoreError) -> None:
         """After a defect: tell every caller and forget all. What was reserved or leased is unused until it ends."""

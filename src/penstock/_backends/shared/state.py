@@ -263,6 +263,35 @@ class SchedulerState:
         else:
             self._join(request, queue, now)
 
+    def take_out(self, request: SharedRequest, queue: StoreQueue) -> None:
+        """Take a waiter out that has left: what the store was told of it is not needed any more."""
+        request.stage = Stage.GONE
+        queue.waiters.leave(request)
+        if request.flow in queue.told and not queue.waiters.waits(request.flow):
+            queue.told.discard(request.flow)
+            self.depart(request, queue, 0.0)
+        for booking in [each for each in queue.bookings if each.flow == request.flow]:
+            if not queue.is_of_use(booking):
+                queue.bookings.remove(booking)
+                self.drop(booking, queue)
+        self.dirty[queue] = None
+
+    def take_out_all_of(self, home: object, queue: StoreQueue) -> None:
+        """Take out the waiters of a closed loop, which would use the limit for nobody and keep the others waiting."""
+        waiters: list[Any] = list(queue.waiters)
+        for request in waiters:
+            if request.parker.home is home:
+                self.take_out(request, queue)
+
+    def next_of(self, queue: StoreQueue, now: float) -> SharedRequest | None:
+        """The waiter whose turn is next."""
+        while heads := queue.waiters.heads(now):
+            first: Any = heads[0][1]
+            if not first.abandoned:
+                return first  # type: ignore[no-any-return]  # all waiters here are requests
+            self.take_out_all_of(first.parker.home, queue)
+        return None
+
     @staticmethod
     def _join(request: SharedRequest, queue: StoreQueue, now: float) -> None:
         arrived = request.arrived
