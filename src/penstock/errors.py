@@ -14,7 +14,7 @@
     ├── AttemptTimeout (TimeoutError)      an attempt, or a call, took longer than it may
     └── CircuitOpen                        the circuit breaker lets nothing through; `retry_after` says until when
 
-Parts have errors of their own below `PenstockError`: the runner, the ledger and caps of `penstock.usage`, batches.
+Some subpackages have errors of their own below `PenstockError`: `runner`, `usage` (the ledger and caps), `batching`.
 
 A wrong rate, burst or period is a plain `ValueError`: it is found when the limit is written down, before there is a
 limiter. Errors of other libraries pass through unwrapped.

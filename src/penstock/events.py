@@ -294,7 +294,7 @@ def emit(hook: Callable[[_Event], object], event: _Event) -> None:
 
 
 class _Hooks:
-    """The hooks of a joint limiter's parts: each hears an event once, however often it was joined."""
+    """The hooks of both limiters of a joint one: each is called once for an event, however often it was joined."""
 
     __slots__ = ("hooks",)
 

@@ -493,7 +493,8 @@ class Limiter:
     def __and__(self, other: Limiter) -> Limiter:
         """A limiter over both sets of limits: one atomic decision, one queue.
 
-        Each part takes the units that it knows. From now on both share one queue, with all that either was joined with.
+        Each limiter takes the units that it has limits for. From now on both share one queue, with all limiters that
+        either was joined with.
 
         Raises:
             ValueError: They live in different shared stores, or only one of them enforces its limits; or one lives in a
