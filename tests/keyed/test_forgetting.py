@@ -16,6 +16,7 @@ import pytest
 from penstock import (
     Keyed,
     Limiter,
+    Rate,
     RateLimited,
     calendar,
     clock,
@@ -32,6 +33,8 @@ from tests.keyed.looking import level, look_at_all
 pytestmark = pytest.mark.usefixtures("quick_collections")
 
 anyio_test = pytest.mark.anyio
+
+PLACES = {"calls": in_flight(2), "tokens": "60/min"}
 
 
 @anyio_test
@@ -291,12 +294,13 @@ async def test_a_place_of_a_key_comes_back_after_its_time_to_live_and_not_when_i
 
 
 @pytest.mark.parametrize("settled", [False, True])
+@pytest.mark.parametrize("cost", [10, 10.5])
 @anyio_test
-async def test_a_late_word_of_the_server_about_a_forgotten_key_does_not_close_it(virtual_time, settled):
+async def test_a_late_word_of_the_server_about_a_forgotten_key_does_not_close_it(virtual_time, cost, settled):
     """It was empty for ever: what was charged since the call could not be known, and counted as endless."""
     per_user = Keyed(tokens="60/min")
-    late = per_user["alice"].acquire_nowait(tokens=10)
-    per_user["alice"].acquire_nowait(tokens=10).settle(tokens=1)
+    late = per_user["alice"].acquire_nowait(tokens=cost)
+    per_user["alice"].acquire_nowait(tokens=cost).settle(tokens=1)
     await anyio.sleep(20)
     look_at_all(per_user)
     assert len(per_user) <= 1
@@ -308,6 +312,47 @@ async def test_a_late_word_of_the_server_about_a_forgotten_key_does_not_close_it
     assert held.forecast(tokens=60).wait <= 60
 
 
+def test_keys_that_were_given_something_back_are_forgotten_with_what_was_remembered_of_that(virtual_time):
+    per_user = Keyed(tokens="60/min")
+    for user in range(300):
+        permit = per_user[user].acquire_nowait(tokens=30.5)
+        permit.settle(tokens=1)
+        del permit
+        virtual_time.advance(10)
+    look_at_all(per_user)
+    assert len(per_user) <= 1
+    assert len(per_user._keys._states._forgotten) < 40
+
+
+@pytest.mark.parametrize("count", [1, 6, 7])
+def test_a_key_vanishes_however_many_rates_it_has(virtual_time, count):
+    per_user = Keyed(tokens=[Rate(10, 60 + number) for number in range(count)])
+    for user in range(200):
+        per_user[user].acquire_nowait(tokens=1)
+    virtual_time.advance(3_600)
+    look_at_all(per_user)
+    assert len(per_user) <= 1
+
+
+@pytest.mark.parametrize("limits", [{"tokens": "60/min"}, PLACES], ids=["rates", "places"])
+@pytest.mark.parametrize("cost", [30, 30.5])
+@pytest.mark.parametrize("end", ["settle", "cancel", "close"])
+def test_a_permit_ends_whenever_its_key_was_put_away(virtual_time, end, cost, limits):
+    """Some keys are looked at now, and some were put away long ago: of each comes back just what should."""
+    per_user, limiter = Keyed(limits), Limiter(limits)
+    permits = {user: per_user[user].acquire_nowait(tokens=cost) for user in range(150)}
+    for permit in (limiter.acquire_nowait(tokens=cost), *permits.values()):
+        if end == "settle":
+            permit.settle(tokens=10)
+        if end == "cancel":
+            permit.cancel()
+        permit.close()
+    expected = {unit: limit.level for unit, limit in limiter.statistics().limits.items()}
+    for user in permits:
+        now = per_user[user].statistics().limits
+        assert {unit: limit.level for unit, limit in now.items()} == expected
+
+
 @anyio_test
 async def test_a_permit_outlives_a_change_of_how_many_limits_its_key_has(virtual_time):
     per_user = Keyed(tokens=["60/min", "1000/day"])
@@ -315,9 +360,6 @@ async def test_a_permit_outlives_a_change_of_how_many_limits_its_key_has(virtual
     per_user["alice"].reconfigure(tokens="60/min")
     permit.settle(tokens=10)
     assert level(per_user["alice"], "tokens") == 50
-
-
-PLACES = {"calls": in_flight(2), "tokens": "60/min"}
 
 
 @pytest.mark.parametrize("key", ["alice", ("alice", 1)], ids=["a plain key", "a key that Python compares"])

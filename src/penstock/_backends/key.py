@@ -200,10 +200,7 @@ class Key(LimiterInfo):
             self._adopt(grant).lose(grant, where)
 
     def observe(self, remaining: Mapping[str, float], reset: Mapping[str, float], grant: Grant | None) -> None:
-        if grant is None:
-            self.itself().observe(remaining, reset, None)
-        elif not self.states.whole_since(self.key, grant.granted_at):  # else what was sent since is not known
-            self._adopt(grant).observe(remaining, reset, grant)
+        (self.itself() if grant is None else self._adopt(grant)).observe(remaining, reset, grant)
 
     def forecast(self, binding: Binding) -> tuple[float, str | None]:
         real = self.itself()

@@ -108,9 +108,11 @@ def _put(
     """Put other numbers in the place of those of a key, and of what a grant was charged; False: others came."""
     known, old, binding = keys.known, keys.old, grant.binding
     # No call from here on.
-    if binding is None or key in keys.live:
-        return False
-    if (known[key] if key in known else old[key] if key in old else None) is not used:  # noqa: SIM401
+    if (
+        binding is None
+        or key in keys.live
+        or (known[key] if key in known else old[key] if key in old else None) is not used  # noqa: SIM401
+    ):
         return False
     known[key] = fresh
     if key in old:

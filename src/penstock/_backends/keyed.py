@@ -274,9 +274,9 @@ class KeyStates:
         new = _Life.of(limit_set, self.dead.append, key)
         live, known, old = self.live, self.known, self.old
         # No call from here on, until it is in `live`.
-        if (live[key] if key in live else None) is not life:  # noqa: SIM401
-            return None
-        if life is None and (known[key] if key in known else old[key] if key in old else None) is not kept:  # noqa: SIM401
+        if (live[key] if key in live else None) is not life or (  # noqa: SIM401
+            life is None and (known[key] if key in known else old[key] if key in old else None) is not kept  # noqa: SIM401
+        ):
             return None
         live[key] = new
         known.pop(key, None)
@@ -291,12 +291,10 @@ class KeyStates:
         now = clock.now()
         states = _all(life.states)
         kept: Any = life.states
-        if [state.limit for state in states] == self._usual and not _paused(states, now):
-            kept = _packed([state.meter for state in states])
-            if kept.__class__ is list and not self.fast:
-                kept = life.states
+        if self.fast and [state.limit for state in states] == self._usual and not _paused(states, now):
+            kept = [state.meter for state in states]
         whole = self._whole(kept, now)
-        if whole and type(kept) is not tuple:
+        if whole:
             self._note_forgotten(key, kept, now)
         if key in live and live[key] is life:  # no call from here on
             if not whole:
@@ -355,7 +353,7 @@ class KeyStates:
             if type(kept) is not tuple and self._whole(kept, now):
                 self._note_forgotten(key, kept, now)
             else:
-                kept = _packed(kept) if isinstance(kept, list) else kept
+                kept = self._packed(kept) if isinstance(kept, list) else kept
                 if moving and moving[-1] is item:
                     self.known.setdefault(key, kept)
             if moving and moving[-1] is item:
@@ -380,10 +378,21 @@ class KeyStates:
             if moving and moving[-1] is item:
                 del moving[-1]
 
+    def _packed(self, meters: list[Meter]) -> Any:
+        """What meters have used, as small as possible; the meters themselves where one cannot be packed."""
+        if _settled(meters):
+            return meters
+        for meter in meters:
+            if isinstance(meter, Places):
+                meter.free_orphans()
+        packed = [meter.pack() for meter in meters]
+        if None in packed:
+            return meters
+        numbers = self.new is not None and all(type(used) is float for used in packed)
+        return (*packed, _MANY) if numbers else _Packed(packed)
+
     def _whole(self, kept: Any, now: float) -> bool:
-        """Whether the limits of a key are whole again, so that it equals one never seen."""
-        if type(kept) is tuple:
-            return not any(tat > now * rate for tat, rate in zip(kept, self.rates, strict=False))
+        """Whether the limits of a key are whole again, so that it equals one never seen; of what is not numbers."""
         if isinstance(kept, _Packed):
             both = zip(_follow(self.meters, now), kept, strict=True)
             return all(meter.idle_as(packed, now) for meter, packed in both)
@@ -539,20 +548,6 @@ def _all(states: States) -> list[LimitState]:
 
 def _paused(states: list[LimitState], now: float) -> bool:
     return any(state.paused_until > now for state in states)
-
-
-def _packed(meters: list[Meter]) -> Any:
-    """What meters have used, as small as possible; the meters themselves where one cannot be packed."""
-    if _settled(meters):
-        return meters
-    for meter in meters:
-        if isinstance(meter, Places):
-            meter.free_orphans()
-    packed = [meter.pack() for meter in meters]
-    if None in packed:
-        return meters
-    numbers = all(type(meter) is Bucket for meter in meters) and all(type(used) is float for used in packed)
-    return (*packed, _MANY) if numbers else _Packed(packed)
 
 
 def _settled(meters: list[Meter]) -> bool:
