@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from fractions import Fraction
 
 import pytest
@@ -346,6 +347,7 @@ def test_a_servers_word_about_an_earlier_call_is_brought_up_to_now():
     assert bucket.level_after(95, receipt, 2.0) == bucket.level(2.0) == 80, "it has no more for us than we may take"
     bucket.give_back(10, receipt, 2.0)
     assert bucket.level_after(60, receipt, 2.0) == 50, "a refund is no charge"
+    assert bucket.level_after(0, (-math.inf, 0.0), 2.0) == bucket.level(2.0), "nobody knows what was charged since"
     late = Bucket(Rate(10, 1.0, 100))
     receipt = late.charge(1, 0.0)
     assert late.level_after(5, receipt, 0.5) == 10

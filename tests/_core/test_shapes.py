@@ -260,6 +260,26 @@ def test_a_step_of_the_wall_clock_is_noticed():
     assert granted == list(range(1, 21))
 
 
+def test_a_user_who_has_left_sets_no_alarm():
+    queue, org = users(50, Rate(1_000, 1.0), Rate(1, 10.0), used=True)
+    early = Waiter(((org, 1.0), (LimitState("requests", Rate(1, 5.0), "early"), 1.0)))
+    early.charges[1][0].meter.charge(1.0, 0.0)
+    queue.join(early, 0.0)
+    assert admit(queue, 0.0, lambda *_: None) == pytest.approx(5.0)
+    queue.leave(early)
+    assert admit(queue, 1.0, lambda *_: None, changed=False) == pytest.approx(10.0)
+
+
+def test_what_is_ahead_of_a_newcomer_is_asked_for_by_the_waiters_of_all_shapes():
+    queue, org = users(50, Rate(1, 1.0, 1), Rate(1, 1.0))
+    admit(queue, 0.0, lambda *_: None)
+    newcomer, urgent = Waiter(((org, 2.0),)), Waiter(((org, 3.0),), 1)
+    for waiter in newcomer, urgent:
+        queue.join(waiter, 0.0)
+    assert queue.queued_ahead(newcomer) == {org: 49 + 3}
+    assert queue.queued_ahead(urgent) == {org: 0}
+
+
 def test_the_queue_knows_its_first_waiter_also_after_a_rise():
     queue, org = users(50, Rate(1, 1.0, 1), Rate(1, 1.0))
     org.meter.charge(1_000.0, 0.0)

@@ -89,14 +89,17 @@ def test_the_moment_it_names_is_the_first(amount, charged, cost):
 
 
 @given(
-    other=st.integers(0, 20), cost=st.integers(0, 10), charged=st.lists(st.tuples(GAPS, st.integers(1, 5)), max_size=10)
+    other=st.integers(0, 20),
+    cost=st.integers(0, 10),
+    charged=st.lists(st.tuples(GAPS, st.integers(1, 5)), max_size=10),
+    postponed=st.sampled_from([0.0, 0.25]),
 )
-def test_ready_after_is_ready_at_with_the_other_charged_first_and_charges_nothing(other, cost, charged):
+def test_ready_after_is_ready_at_with_the_other_charged_first_and_charges_nothing(other, cost, charged, postponed):
     window, twin, now = SlidingWindow(sliding(10, 10)), SlidingWindow(sliding(10, 10)), 0.0
     for gap, one in charged:
         now += gap
-        window.charge(one, now)
-        twin.charge(one, now)
+        for each in window, twin:
+            each.postpone(one, each.charge(one, now), now + postponed, now)
     used = window.used(now)
     twin.charge(other, now)
     assert window.ready_after(other, cost, now) == twin.ready_at(cost, now)

@@ -215,7 +215,10 @@ class Queue:
         return level.shape.head()
 
     def restore(self, waiter: Waiter) -> None:
-        """Put `waiter`, which was taken and had no turn after all, back where it stood."""
+        """Put `waiter`, which was taken and had no turn after all, back where it stood.
+
+        For queues in front of a store, which need no index: `admit` restores nobody.
+        """
         shape = self._shape_of(waiter.charges)
         flow = self._flows.get(waiter.flow) or self._new_flow(waiter.flow)
         for charged, amount in waiter.charges:
@@ -236,8 +239,6 @@ class Queue:
             subqueue.add(waiter)
         self._retag(flow)
         _note_risen(waiter)
-        if self.index is not None:
-            self.index.joined(shape, waiter)
 
     def flows(self, most: int) -> list[Hashable]:
         """The flows that have waiters, least served first, at most so many."""
@@ -394,15 +395,10 @@ class Queue:
             elif other.level == waiter.level:
                 calls.setdefault(other.flow, []).append(other)
         mine = flows[waiter.flow]
-        for other in sorted(calls.pop(waiter.flow), key=lambda other: other.number):
-            if other is waiter:
-                break
-            mine.use(other.charges)
-            first.append(other)
-        for name, theirs in calls.items():
+        for name, theirs in ((waiter.flow, calls.pop(waiter.flow)), *calls.items()):  # its own flow comes first
             flow = flows[name]
             for other in sorted(theirs, key=lambda other: other.number):
-                if (flow.tag, other.number) > (mine.tag, waiter.number):
+                if (flow.tag, other.number) >= (mine.tag, waiter.number):
                     break
                 flow.use(other.charges)
                 first.append(other)

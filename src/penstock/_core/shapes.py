@@ -200,7 +200,7 @@ class ShapeIndex:
     def joined(self, shape: Shape, waiter: Waiter) -> None:
         """A waiter has entered the shape."""
         self.lower(shape, waiter)
-        if shape.rises is None or waiter.entered < shape.rises:
+        if shape.rises is None:
             self._rise_at(shape, waiter.entered)
 
     def lower(self, shape: Shape, waiter: Waiter) -> None:
@@ -213,8 +213,7 @@ class ShapeIndex:
         # Not only if this waiter asks for less than others of its shape: a shape without waiters counts nowhere.
         if sleepers.state is not None and least[sleepers.state] < sleepers.least:
             sleepers.least = least[sleepers.state]
-            if self._woken is not None:
-                self._woken.add(sleepers.state)
+            self.wake([sleepers.state])
 
     def serve(self, flow: Flow) -> None:
         """A flow is about to be charged: until the end of the turn its other shapes keep their place in the order."""
@@ -246,11 +245,10 @@ class ShapeIndex:
     def _raise(self, now: float) -> None:
         latest = now - self._queue.ageing
         while self._rises and self._rises[0][0] <= latest:
-            since, _, shape = heappop(self._rises)
-            if since == shape.rises:
-                shape.rises = None
-                self._queue.raise_levels(shape, now)
-                self.plan_rise(shape)
+            _, _, shape = heappop(self._rises)
+            shape.rises = None
+            self._queue.raise_levels(shape, now)
+            self.plan_rise(shape)
 
     def first(self, now: float) -> Waiter | None:
         """The first of all waiters."""
@@ -354,11 +352,8 @@ class ShapeIndex:
             if present <= moment:
                 return moment
             # Other calls were charged on the limit in the meantime.
-            sleepers.alarm = present
-            if present < math.inf:
-                heapreplace(alarms, (present, next(_serials), sleepers))
-            else:
-                heappop(alarms)
+            heappop(alarms)
+            self._set_alarm(sleepers, present)
         return math.inf
 
     def _forget(self, sleepers: Sleepers) -> None:

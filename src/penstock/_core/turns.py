@@ -11,7 +11,7 @@ How a call is charged on several limits is left to `charging`, and the order of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any
 
@@ -165,35 +165,24 @@ class _Turn:
     def __init__(self, index: ShapeIndex, now: float) -> None:
         self._index = index
         self._now = now
-        self._open: list[Sleepers] = []
-        self._opened: dict[Sleepers, None] = {}
+        self._open: list[Sleepers] = [*index.begin(now), index.awake]
+        for sleepers in self._open:
+            sleepers.open = True
+        self._opened: dict[Sleepers, None] = dict.fromkeys(self._open)
         self._awake: list[tuple[Key, int, Sleepers]] | None = None  # a heap, once enough heads are protected
         self._again: list[tuple[Key, Waiter]] = []  # a heap: heads of shapes that have had a turn
         self._blocked: list[tuple[Waiter, float]] = []
         self._seen: dict[Shape, None] = {}
         self._next_turn = math.inf
-        self._look_at(index.begin(now))
-        self._look_at([index.awake])
-
-    def _look_at(self, classes: Iterable[Sleepers]) -> None:
-        for sleepers in classes:
-            if not sleepers.open:
-                sleepers.open = True
-                self._open.append(sleepers)
-                self._opened[sleepers] = None
-                if self._awake is not None:
-                    self._push(self._awake, sleepers)
 
     def next_waiter(self) -> Waiter | None:
         """The next head in the order that the turn has to look at; None if all the others are asleep."""
-        self._look_at(self._index.woken(self._now))
         if not self._again and not self._any_left():
             return None
         front = self._front()
         if self._again and (front is None or self._again[0][0] < front[0]):
             return heappop(self._again)[1]
-        if front is None:
-            return None
+        assert front is not None, "there is one left"
         subqueue = front[1]
         self._seen[subqueue.level.shape] = None
         return subqueue.first()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING
 
 from penstock._core.meter import Meter
@@ -82,29 +84,27 @@ class SlidingWindow(Meter):
     def ready_at(self, cost: float, now: float) -> float:
         self._expire(now)
         over = self._total + cost - self.amount * (1 + 1e-12)
-        if over <= 0:
-            return now
-        for entry in self.log:
-            over -= entry.amount
-            if over <= 0:
-                return entry.at + self.per
-        # More than fits at once (a whole queue is asked for): one window's worth after another.
-        empty = self.log[-1].at + self.per if self.log else now
-        return empty + self.per * math.ceil(over / self.amount)
+        return now if over <= 0 else self._when_left(self.log, over, now)
 
     def ready_after(self, other: float, cost: float, now: float) -> float:
         self._expire(now)
-        total, entry = self._total, LogEntry(now, other)
-        try:
-            self._insert(entry)
-            self._total += other
-            return self.ready_at(cost, now)
-        finally:
-            if self.log and self.log[-1] is entry:
-                self.log.pop()
-            elif entry in self.log:  # before those that were postponed
-                self.log.remove(entry)
-            self._total = total
+        over = self._total + other + cost - self.amount * (1 + 1e-12)
+        if over <= 0:
+            return now
+        log, entry = self.log, LogEntry(now, other)
+        postponed = log and log[-1].at > now
+        return self._when_left(sorted((*log, entry), key=_moment) if postponed else chain(log, (entry,)), over, now)
+
+    def _when_left(self, log: Iterable[LogEntry], over: float, now: float) -> float:
+        """When so many units have left the window, of those in `log`."""
+        empty = now
+        for entry in log:
+            over -= entry.amount
+            empty = entry.at + self.per
+            if over <= 0:
+                return empty
+        # More than fits at once (a whole queue is asked for): one window's worth after another.
+        return empty + self.per * math.ceil(over / self.amount)
 
     def ready_behind(self, ahead: float, cost: float, now: float) -> float:
         # What leaves the window is charged again at that moment, by those ahead: so it all leaves once more a window
@@ -115,12 +115,9 @@ class SlidingWindow(Meter):
             return now
         windows = math.ceil(over / self.amount) - 1
         over -= windows * self.amount
-        leaves = now
-        for entry in sorted((*self.log, LogEntry(now, self.amount - self._total)), key=_moment):
-            over -= entry.amount
-            leaves = entry.at
-            if over <= 0:
-                break
+        log = sorted((*self.log, LogEntry(now, self.amount - self._total)), key=_moment)
+        left = accumulate([entry.amount for entry in log])
+        leaves = next((entry.at for entry, amount in zip(log, left, strict=True) if amount >= over), log[-1].at)
         return leaves + (windows + 1) * self.per
 
     def charge(self, cost: float, now: float) -> LogEntry:
