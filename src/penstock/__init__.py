@@ -13,15 +13,14 @@ from importlib.machinery import PathFinder
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from penstock._names import *
-
 __version__ = "0.1.0"
 
 _MODULES = {"clock", "events", "llm", "openai", "stores", "testing"}
 """Those that need no import of their own."""
 
-if not TYPE_CHECKING:  # a type checker that saw __getattr__ would take any name for one of ours
+if TYPE_CHECKING:
+    from penstock._names import *
+else:  # a type checker that saw __getattr__ would take any name for one of ours
 
     def _homes():
         """The module of each public name: `_names.py`, run with an `__import__` that loads nothing and notes them."""

@@ -237,6 +237,11 @@ async def test_a_wrong_answer_about_a_turn_is_refused_before_anybody_stands_in_l
         ({"tokens": len, "max_wait": -1}, ValueError, "max_wait=-1: seconds or a timedelta, 0 or more"),
         ({"tokens": len, "priority": "high"}, ValueError, "priority must be a whole number"),
         ({"tokens": len, "requests": -1}, CostError, "the cost of requests must be a finite number, 0 or more, not -1"),
+        (
+            {"tokens": len, "requests": None},
+            CostError,
+            "the cost of requests must be a finite number, 0 or more, not None",
+        ),
         ({"tokens": len, "requests": 11}, Unsatisfiable, "11 requests can never be granted"),
         ({"requests": len}, MissingUnit, "how many tokens does this call cost?"),
         ({"flow": str, "tokens": 5, "words": 5}, UnknownUnit, "no limit counts 'words'"),

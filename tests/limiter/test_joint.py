@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 
 import anyio
 import anyio.to_thread
@@ -11,10 +12,12 @@ import pytest
 
 import penstock
 from penstock import (
+    Keyed,
     Limiter,
     RateLimited,
     UnknownUnit,
     Unsatisfiable,
+    calendar,
     clock,
     events,
     in_flight,
@@ -22,6 +25,7 @@ from penstock import (
     per_minute,
     per_second,
 )
+from penstock._backends.keyed import KeyStates
 from penstock._backends.queue import WaitQueue
 from penstock.stores.memory import MemoryStore
 from penstock.testing import RecordedEvents, run
@@ -161,3 +165,72 @@ def test_a_name_that_nobody_holds_may_be_taken_over_with_other_units():
     with pytest.raises(RateLimited):
         again.acquire_nowait(tokens=30)
     assert set(again.limits) == {"tokens"}
+
+
+def test_a_name_with_a_limit_of_the_calendar_keeps_its_state_until_the_period_ends(virtual_time):
+    store = MemoryStore()
+
+    def left():
+        Limiter(name="other", store=store, requests="1/s")  # whatever is looked up, names are looked through
+        limiter = Limiter(name="x", store=store, tokens=calendar(10, "day"))
+        limiter.acquire_nowait(tokens=1)
+        return limiter.statistics().limits["tokens"].level
+
+    assert [left(), left(), left()] == [9, 8, 7]
+    virtual_time.advance(86_400)
+    assert left() == 9
+
+
+async def test_flows_keep_their_weights_in_a_joint_limiter(virtual_time):
+    """Whichever part has them."""
+    for weighed, plain in itertools.permutations(({"flow_weights": {"a": 3}}, {}), 2):
+        both = Limiter(requests=per_second(1, burst=1), **weighed) & Limiter(tokens=per_second(1), **plain)
+        await both.acquire(tokens=0)
+        granted = []
+
+        async def call(flow, both=both, granted=granted):
+            await both.acquire(tokens=0, flow=flow)
+            granted.append(flow)
+
+        async with anyio.create_task_group() as group:
+            for flow in "abababab":
+                group.start_soon(call, flow)
+        assert granted[:4].count("a") == 3
+
+
+@pytest.mark.parametrize("join", [lambda a, b: a & b, lambda a, b: b & a], ids=["left", "right"])
+def test_a_user_of_one_limiter_may_be_joined_with_another(join):
+    """Also where the user's limiter is a joint one already; and each call is charged on all three."""
+    org, team, per_user = Limiter(tokens="100/min"), Limiter(tokens="50/min"), Keyed(tokens="10/min")
+    for _ in range(3):
+        join(org, team & per_user["alice"]).acquire_nowait(tokens=2)
+    assert [each.statistics().limits["tokens"].level for each in (org, team, per_user["alice"])] == pytest.approx(
+        [94, 44, 4], abs=0.1
+    )
+
+
+def test_a_limiter_that_is_joined_with_new_users_for_ever_remembers_few():
+    org, left = Limiter(requests="1000/s"), []
+    for count in (10, 200):
+        for _ in range(count):
+            (org & Keyed(tokens="10/s")["alice"]).acquire_nowait(tokens=1)
+        gc.collect()
+        left.append(sum(isinstance(thing, KeyStates) for thing in gc.get_objects()))
+    assert left[1] - left[0] < 100
+
+
+def test_limiters_of_two_stores_of_one_process_cannot_be_joined():
+    here, there = Limiter(requests="1/s"), Limiter(tokens="1/s", store=MemoryStore())
+    per_user = Keyed(tokens="1/s", store=MemoryStore())
+    for one, other in ((here, there), (there, here), (here, per_user["alice"]), (per_user["alice"], here)):
+        with pytest.raises(ValueError, match="they live in different stores and cannot be decided together"):
+            one & other
+
+
+def test_a_rehearsal_of_users_is_joined_with_that_of_their_organisation():
+    org, per_user = Limiter(requests="1/min", enforce=False), Keyed(requests="1/min", enforce=False)
+    for _ in range(3):
+        (org & per_user["alice"]).acquire_nowait()
+    assert org.statistics().limits["requests"].level < -1
+    with pytest.raises(ValueError, match="is a rehearsal"):
+        org & Keyed(requests="1/min")["alice"]

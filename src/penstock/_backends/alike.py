@@ -82,8 +82,8 @@ class Alike:
 def _kind(cost: Mapping[str, Any]) -> Any:
     """The units of a cost, with which of their amounts are whole; None where these are not plain numbers."""
     if len(cost) == 1:  # nearly always
-        for unit, amount in cost.items():
-            return (unit, not amount % 1) if type(amount) is int or type(amount) is float else None
+        ((unit, amount),) = cost.items()
+        return (unit, not amount % 1) if type(amount) is int or type(amount) is float else None
     if not {type(amount) for amount in cost.values()} <= {int, float}:
         return None
     return (*cost, *[not amount % 1 for amount in cost.values()])

@@ -15,7 +15,7 @@ from penstock._core.charging import Charges
 from penstock._core.limit_state import LimitState
 from penstock._core.places import Places
 from penstock._validation import RESERVED, exact_cost
-from penstock.errors import CostError, MissingUnit, QueueFull, RateLimited, UnknownUnit, Unsatisfiable
+from penstock.errors import MissingUnit, QueueFull, RateLimited, UnknownUnit, Unsatisfiable
 from penstock.limits import Unlimited
 
 S = TypeVar("S", bound=LimitState)
@@ -71,10 +71,9 @@ class ChargePlan:
         charges: list[tuple[LimitState, float]] = []
         taken = 0
         for unit, states in self.units.items():
-            given = cost.get(unit)
-            if given is not None:
+            if unit in cost:
                 taken += 1
-                amount = exact_cost(unit, given)
+                amount = exact_cost(unit, cost[unit])
             else:
                 default = self.defaults.get(unit)
                 if default is None:
@@ -88,9 +87,6 @@ class ChargePlan:
                         charges.append((state, amount))
         if taken < len(cost):
             self.check(cost)
-            for unit, given in cost.items():
-                if given is None:
-                    raise CostError(f"the cost of {unit} must be a number, not None")
         return tuple(charges)
 
     def smallest(self, unit: str) -> LimitState:
@@ -113,10 +109,8 @@ class ChargePlan:
                     limiter=self.name,
                 )
 
-    def _missing(self, unit: str, cost: Mapping[str, Any]) -> CostError:
+    def _missing(self, unit: str, cost: Mapping[str, Any]) -> MissingUnit:
         self.check(cost)  # it may be misspelt
-        if unit in cost:
-            return CostError(f"the cost of {unit} must be a number, not None")
         by_keyword = unit.isidentifier() and unit not in RESERVED
         said = f"{unit}=…" if by_keyword else f"{{{unit!r}: …}}"
         return MissingUnit(

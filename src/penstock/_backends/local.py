@@ -343,8 +343,7 @@ class LocalBackend:
         charges, receipts = grant.charged()
         freed = _free(charges, receipts, now)
         grant.ended = True
-        if freed:
-            queue.run(now, freed)
+        queue.run(now, freed)
 
     def postpone(self, grant: Grant, travel: float) -> None:
 

@@ -131,11 +131,8 @@ class MixedBackend:
             request.binding.local, request.parker, request.max_wait, request.time_left, request.priority, request.flow
         )
         request.of_places = of_places
-        if of_places.charges:
-            seconds = self.local.enter(of_places)
-            if seconds is not None:
-                return seconds
-        return self._after_places(request)
+        seconds = self.local.enter(of_places)
+        return seconds if seconds is not None else self._after_places(request)
 
     def _after_places(self, request: _MixedRequest) -> float | None:
         """The request for places has its answer: go on to the store, or refuse."""
@@ -146,10 +143,7 @@ class MixedBackend:
             request.info.refused += 1
             return None
         places = Grant()
-        if of_places.charges:
-            self.local.hand_over(of_places, places)
-        else:
-            places.of(self.local, request.binding.local.info, (), [], clock.now())
+        self.local.hand_over(of_places, places)
         request.places, request.of_places = places, None  # in one step: `leave` gives back one or the other
         waited = clock.now() - request.arrived
         left = None if request.max_wait is None else max(0.0, request.max_wait - waited)

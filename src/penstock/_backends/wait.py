@@ -167,20 +167,18 @@ LOOP = {
 def emit_grant(binding: Binding, waited: float, grant: Grant, flow: Hashable) -> None:
     """Tell the listener of a grant."""
     info = binding.info
-    if info.on_event is not None:
-        whose = turn_here().flow if flow is None else flow
-        waited = waited if waited > 0.0 else 0.0
-        emit(info.on_event, granted(info.name, binding.charge.full_cost, waited, whose, id(grant)))
+    assert info.on_event is not None, "callers have looked"
+    whose = turn_here().flow if flow is None else flow
+    waited = waited if waited > 0.0 else 0.0
+    emit(info.on_event, granted(info.name, binding.charge.full_cost, waited, whose, id(grant)))
 
 
 def _emit_failure(binding: Binding, error: BaseException, flow: Hashable) -> None:
     info, charge = binding.info, binding.charge
-    if info.on_event is None and not isinstance(error, RateLimited):
-        return
-    whose = turn_here().flow if flow is None else flow
     if isinstance(error, RateLimited):
         _log.refused(info.name, charge.cost, error.retry_after, error.blocked_by)
         if info.on_event is not None:
+            whose = turn_here().flow if flow is None else flow
             emit(info.on_event, Refused(info.name, charge.full_cost, error.retry_after, error.blocked_by, whose))
     elif info.on_event is not None and not isinstance(error, PenstockError):
         emit(info.on_event, Withdrawn(info.name, charge.full_cost))
