@@ -1,4 +1,4 @@
-"""The files that a command names: opened, and kept apart."""
+"""Open the files that a command names, and refuse two names for one file."""
 
 from __future__ import annotations
 

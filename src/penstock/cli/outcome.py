@@ -1,4 +1,4 @@
-"""What runs of both kinds have in common: what sends, and what is said and written when they are over."""
+"""What both kinds of run have in common: what sends the requests, and what is printed and written at the end."""
 
 from __future__ import annotations
 

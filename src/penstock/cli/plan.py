@@ -1,4 +1,4 @@
-"""`penstock plan` and `penstock errors`: what a file would take, and what failed."""
+"""`penstock plan` and `penstock errors`: what a file would cost in time and money, and which rows failed."""
 
 from __future__ import annotations
 

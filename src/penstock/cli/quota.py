@@ -1,4 +1,4 @@
-"""`penstock quota`: caps per user, looked at and changed while programs run."""
+"""`penstock quota`: show and change caps per user while programs run."""
 
 from __future__ import annotations
 

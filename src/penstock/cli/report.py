@@ -1,4 +1,4 @@
-"""`penstock report`: what a ledger proves of a need for higher limits."""
+"""`penstock report`: evidence from a ledger for higher limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that sends each row by itself: watched, and interruptible."""
+"""A run that sends each row by itself, shows its progress, and can be interrupted."""
 
 from __future__ import annotations
 

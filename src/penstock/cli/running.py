@@ -1,6 +1,6 @@
-"""What `penstock run` does: options checked and put together, the file run, and the exit code decided.
+"""What `penstock run` does: check the options, run the file, and decide the exit code.
 
-What is wrong with a command is said in one line on stderr, with exit code 2, before anything is sent.
+A wrong command ends with one line on stderr and exit code 2, before anything is sent.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`penstock watch`: how things stand in a ledger or a shared store, again and again."""
+"""`penstock watch`: show a ledger or the limits of a shared store, again and again."""
 
 from __future__ import annotations
 

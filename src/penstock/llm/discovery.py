@@ -1,4 +1,4 @@
-"""What a server has, as far as it shows: from what its answers tell, and from what it refuses.
+"""How much a server's limits have left, estimated from its answers and its refusals.
 
 Pure arithmetic: times and numbers in, bounds out. `endpoints` feeds it, and a limiter asks it how much may be sent.
 
@@ -34,7 +34,7 @@ most is back when it should have begun, later ones are believed; if not, it is U
 Three things make a client that counts exactly still run into 429s.
 
 **Requests leave later than they were allowed to.** A bucket that is full does not refill, so a burst that leaves half a
-second late finds a bucket that is emptier for ever after. All arithmetic here is therefore about departures.
+second late finds a bucket that stays emptier from then on. All arithmetic here is therefore about departures.
 
 **Answers tell the past.** `remaining` was true at admission, one latency ago, and knows nothing of what was sent since.
 `ServerEstimate` replays the departures since then upon it. It corrects itself down at once and up slowly, because too

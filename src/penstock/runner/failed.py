@@ -1,4 +1,4 @@
-"""What failed in a run, grouped by what it was, with an example and what to do about it."""
+"""The failures of a run, grouped by their cause, each with an example and what to do about it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What is done about an attempt that was not answered.
+"""What a run does when an attempt brings no answer.
 
-What it can have ended in, and what that counts as:
+How the attempt may have ended, and what that counts as:
 
     told to wait                    nothing: a matter of time (`give_up_after`), not of this row
     no connection                   nothing, and nothing was used: one pause for all rows (`outage`)

@@ -5,8 +5,8 @@ Pure: numbers and times go in, bounds come out. Nothing here reads a clock, wait
 
     server_estimate  one limit, as answers tell it
     charge_factor    what the server charges for each unit that we estimate
-    returns          how a limit comes back of which answers tell too little;  sliding_window: where it slides
-    pace             a limit of which nothing is told;  hidden_window: where it is a window
+    returns          how a limit refills if answers say too little;  sliding_window: where it slides
+    pace             a limit that no answer shows;  hidden_window: where it is a window
     places           how many requests it works on at once
     told             what one answer tells of one limit
     traffic          the client's side: what was sent of one unit, and when

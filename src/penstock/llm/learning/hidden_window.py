@@ -1,4 +1,4 @@
-"""A window of which nothing is told: which amount in how many seconds explains all that was admitted and refused.
+"""A window that no answer shows: which amount in how many seconds explains all admissions and refusals.
 
 Pure arithmetic. A limit is thought to be a bucket until it cannot be one, or until a window foretells its refusals.
 There are three kinds of window, each of any usual length. Windows of the last two begin at whole multiples of it since

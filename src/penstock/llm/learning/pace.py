@@ -1,4 +1,4 @@
-"""How fast a server lets requests through that tells no limit: a refusal is a measurement.
+"""How fast a server admits requests if its answers show no limit: each refusal is a measurement.
 
 Pure arithmetic. It is in one of these states, of which `discovery` knows the first and the last:
 

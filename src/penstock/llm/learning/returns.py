@@ -1,10 +1,10 @@
-"""How a limit comes back of which an answer tells too little: what was seen, and when to look again.
+"""How a limit refills if its answers say too little about it: what was seen, and when to look again.
 
 Pure arithmetic; see `discovery` for the states. Five questions are decided here:
 
     BareResets       does a bare number mean seconds, or milliseconds?
     BucketFormula    are the resets those of a bucket, and of which period?
-    LeastLeft        does anything come back by and by?
+    LeastLeft        does anything come back gradually?
     AssumedPeriod    may it be of the period that is assumed where none is told?
     Returns          does all come back at once, and when next? how soon is another look worth a request?
 """

@@ -1,4 +1,4 @@
-"""A window that slides, of which only what is left is told: the length that explains each number.
+"""The length of a sliding window, found from answers that give only what is left.
 
 Pure arithmetic. What left comes back when it is as old as the window is long. So each length predicts, from what left
 before an answer, what this answer says is left. The shortest length is believed whose predictions held when much came
