@@ -145,6 +145,17 @@ async def test_shadow_mode_lets_through_and_counts(virtual_time):
     assert (statistics.granted, statistics.would_refuse) == (3, 2)
 
 
+async def test_shadow_mode_rehearses_the_limits_of_now(virtual_time):
+    limiter = Limiter(requests=per_minute(1), enforce=False)
+    call = limiter(requests=5)
+    for limit, refused in ((1, 1), (5, 1), (4, 2)):
+        limiter.reconfigure(requests=per_minute(limit))
+        async with call:
+            pass
+        assert limiter.statistics().would_refuse == refused
+        await anyio.sleep(3_600)
+
+
 async def test_shadow_mode_lets_through_what_could_never_go(virtual_time):
     """A rehearsal that raises Unsatisfiable would be the performance."""
     seen = []

@@ -499,9 +499,8 @@ def _grant_now(binding: Binding, grant: Grant) -> bool:
     if info.enforce:
         if not binding.clearance.given or not backend._decide(_charge_if_ready, binding, grant):
             return False
-    elif not backend.current(binding):
-        return False
     else:
+        binding = binding.current()  # a rehearsal waits for nothing, whatever has changed
         wait, blocker = backend.forecast(binding)
         if wait > 0:
             info.would_refuse += 1
