@@ -84,6 +84,12 @@ async def test_a_watched_limiter_shows_its_levels_until_it_is_gone(collected, na
     assert collected.points("penstock.limiter.level") == {}
 
 
+async def test_what_is_no_event_of_ours_is_passed_over(collected):
+    collected.telemetry("an event of the user's own")
+    collected.telemetry(None)
+    assert collected.points("penstock.limiter.units") == {}
+
+
 async def test_a_retry_tells_attempts_and_how_it_ended(collected):
     async def fails():
         raise ConnectionError

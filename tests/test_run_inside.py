@@ -291,12 +291,15 @@ class TestPlainCallablesThatReturnAwaitables:
         assert places.inside == 0
 
 
-def test_a_task_that_is_cancelled_before_its_first_step_leaves():
+@pytest.mark.parametrize("steps", [0, 1], ids=["before its first step", "while it runs"])
+def test_a_task_that_is_cancelled_leaves(steps):
     async def main():
         places = Places()
         get = places.around(Session().get)
         for _ in range(2):
             task = asyncio.create_task(get())
+            for _ in range(steps):
+                await asyncio.sleep(0)
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task

@@ -342,11 +342,10 @@ class CallByArguments(Call):
                     f"{option}={name_of(value)} is a function of the call's arguments: "
                     "use it in a decorator, not in `with`"
                 )
-        if self._settle is not None:
-            raise CostError(
-                f"settle={name_of(self._settle)} is a function of the call's result: use it in a decorator, and "
-                "permit.settle(...) in `with`"
-            )
+        raise CostError(
+            f"settle={name_of(self._settle)} is a function of the call's result: use it in a decorator, and "
+            "permit.settle(...) in `with`"
+        )
 
     def __call__(self, function: F, /) -> F:
         """Decorate `function`: every call is charged first. See `Limiter.__call__`."""

@@ -23,8 +23,8 @@ __all__ = ["is_real", "is_tampered_with", "now", "real_now", "wall"]
 def _copy_of_time() -> ModuleType:
     """Load the built-in module `time` once more: its functions do what the original's do, at the same speed."""
     spec = importlib.util.find_spec("time")
-    if spec is None or spec.loader is None:  # no interpreter that we know
-        return time
+    assert spec is not None, "it is built in"
+    assert spec.loader is not None, "so it has one"
     copy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(copy)
     return copy

@@ -8,6 +8,7 @@ import math
 import pickle
 from decimal import Decimal
 
+import anyio
 import pytest
 
 import penstock
@@ -146,15 +147,27 @@ async def test_events_tell_what_happened_and_a_failing_hook_breaks_nothing(virtu
         limiter.acquire_nowait()
     await limiter.acquire()
     permit.settle(requests=1)
+    permit.observe(remaining={"requests": 1})
     limiter.pause(0.1)
     limiter.observe(remaining={"requests": 0})
     limiter.reconfigure(requests=per_second(2))
     permit.cancel()
     assert seen == [
-        events.Granted, events.Refused, events.Granted, events.Settled, events.Paused, events.Observed,
-        events.Reconfigured, events.Withdrawn,
+        events.Granted, events.Refused, events.Granted, events.Settled, events.Observed, events.Paused,
+        events.Observed, events.Reconfigured, events.Withdrawn,
     ]  # fmt: skip
     assert "a bug in the hook" in caplog.text
+
+
+async def test_a_waiter_that_leaves_is_told_of_as_withdrawn(virtual_time):
+    heard = []
+    limiter = Limiter(requests=per_minute(1), on_event=heard.append)
+    await limiter.acquire()
+    async with anyio.create_task_group() as group:
+        group.start_soon(limiter.acquire)
+        await anyio.sleep(1)
+        group.cancel_scope.cancel()
+    assert heard[1:] == [events.Withdrawn(None, {"requests": 1})]
 
 
 async def test_what_a_limiter_shows_is_frozen_and_can_be_sent_and_written_down(virtual_time):

@@ -89,6 +89,7 @@ CALLS = {
     ),
     "all by name, of a method": (lambda: Model().by_all_names("abc"), 5),
     "the rest of the rest": (lambda: decorated(lambda n, **rest: n + rest["z"], lambda n, **more: n)(3, z=5), 8),
+    "the first, beside the rest by name": (lambda: decorated(len, lambda prompt, **more: more)(prompt="abc", z=5), 3),
     "sum": (lambda: decorated(sum, lambda numbers: numbers)([1, 2, 3]), 6),
     "a partial": (lambda: decorated(partial(lambda k, prompt: k * len(prompt), 2), lambda prompt: prompt)("abc"), 6),
     "a partial that is decorated": (lambda: decorated(len, partial(lambda a, prompt: a, "zzzzz"))("abc"), 3),

@@ -22,11 +22,13 @@ from penstock import (
     Rate,
     RateLimited,
     UnknownUnit,
+    calendar,
     clock,
     in_flight,
     per_day,
     per_minute,
     per_second,
+    sliding,
 )
 
 pytestmark = pytest.mark.anyio
@@ -69,6 +71,13 @@ async def test_a_permit_observes_with_what_was_sent_since(virtual_time):
     assert limiter.statistics().limits["tokens"].level == pytest.approx(40), "it is never raised"
     limiter.observe(reset={"tokens": 9.0})
     assert limiter.statistics().limits["tokens"].level == pytest.approx(10)
+
+
+@pytest.mark.parametrize("limit", [sliding(10, 60), calendar(10, "day"), in_flight(10)])
+def test_when_a_limit_is_whole_again_says_something_of_rates_only(limit):
+    limiter = Limiter(tokens=limit)
+    limiter.observe(reset={"tokens": 3_600})
+    assert limiter.statistics().limits["tokens"].level == 10
 
 
 async def test_places_come_back_when_the_permit_ends(virtual_time):

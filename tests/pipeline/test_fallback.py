@@ -34,6 +34,7 @@ def test_a_fallback_of_a_sync_function():
 
     assert fallback("sorry", on=LookupError)(fail)(1) == "sorry"
     assert fallback(str, on=LookupError)(fail)(1) == "1"
+    assert fallback("sorry", on=LookupError)(abs)(-1) == 1
     with pytest.raises(KeyError):
         fallback("sorry", on=OSError)(fail)(1)
 
@@ -76,12 +77,18 @@ def test_a_classifier_that_breaks_does_not_cost_the_error():
     assert "fallback: `on` raised AttributeError" in error.__notes__[0]
 
 
-def test_a_classifier_that_returns_an_awaitable_is_refused():
+class _Later:
+    def __await__(self):
+        yield
+
+
+@pytest.mark.parametrize("answer", [lambda: echo(True), _Later], ids=["a coroutine", "another"])
+def test_a_classifier_that_returns_an_awaitable_is_refused(answer):
     def fail():
         raise OSError
 
     with pytest.raises(TypeError, match="not awaited: give a plain function"):
-        fallback("sorry", on=lambda _: echo(True))(fail)()
+        fallback("sorry", on=lambda _: answer())(fail)()
 
 
 def test_a_plain_callable_that_returns_a_generator_is_refused():

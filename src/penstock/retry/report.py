@@ -45,7 +45,7 @@ def why(policy: RetrySettings, reason: Reason, *, hint: float | None, fast: int 
             return "an outer retry is in charge (nested=True would retry here too)"
         case "stream":
             return "items were handed out already, and a new attempt would repeat them (resume= says how to go on)"
-        case "consumed":
+        case _:  # "consumed"
             return (
                 f"{argument}, so another attempt would find nothing in it: pass a list, or make it inside the function"
             )
