@@ -121,6 +121,26 @@ async def test_a_call_that_the_store_refuses_gives_its_place_back(store):
     assert both.statistics().refused == 1
 
 
+async def test_a_call_that_needs_no_place_is_not_held_up_by_those_that_do(store):
+    org, local = parts(store, places=1)
+    both = org & local
+    async with both(tokens=10), both(tokens=10, calls=0) as permit:
+        assert permit.cost == {"tokens": 10}
+        assert local.statistics().in_flight == 1
+    assert local.statistics().in_flight == 0
+    assert await left(org) == 80
+
+
+async def test_a_permit_may_be_settled_for_its_places_alone(store):
+    org, local = parts(store, places=3)
+    async with (org & local)(tokens=10) as permit:
+        permit.settle(calls=2)
+        assert permit.cost == {"calls": 2, "tokens": 10}
+        assert local.statistics().in_flight == 2
+    assert local.statistics().in_flight == 0
+    assert await left(org) == 90
+
+
 async def test_a_place_that_is_not_there_is_refused_as_one(store):
     org, local = parts(store, places=1)
     both = org & local
