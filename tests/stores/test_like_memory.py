@@ -198,11 +198,15 @@ async def play(limiter, acts):
     return max(gone, default=0.0), len(gone)
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_the_last_call_goes_when_it_does_in_memory(processes, seed):
+HEARD = [pytest.param(True, seed, id=f"hears-{seed}") for seed in range(40)]
+ASKED = [pytest.param(False, seed, id=f"asks-{seed}") for seed in (11, 39, 102)]
+
+
+@pytest.mark.parametrize(("hears", "seed"), HEARD + ASKED)
+def test_the_last_call_goes_when_it_does_in_memory(processes, hears, seed):
     """Whatever they cost, however urgent they are, and whoever leaves; but for a call more or less at the edge."""
     limits, acts = script(seed)
-    store = Rows(hears=True).store()
+    store = Rows(hears=hears).store()
     last, count = testing.run(play, Limiter(limits), acts)
     over_store, gone = run(processes, lambda: play(Limiter(limits, name="x", store=store), acts))
     assert abs(gone - count) <= 3

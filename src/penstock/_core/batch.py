@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import accumulate, chain
 from operator import add, mul
 
 from penstock._core import bookings, entries
 from penstock._core import operations as codes
-from penstock._core.bookings import AMOUNTS, NEW, Asker, Booking
+from penstock._core.bookings import AMOUNTS, DUE, NEW, PRIORITY, WAITED, Asker, Booking
 from penstock._core.flows import ALONE, FlowTurn, leave
 from penstock._core.operations import ACQUIRE, BOOKED
 from penstock._core.rows import BUCKET, CALENDAR, LOG, RENEWED, WINDOW, RowState, write_row
@@ -61,9 +62,9 @@ class BatchRows:
     """
 
     __slots__ = (
-        "_ageing", "_begin_of", "_entries", "_epochs", "_flat", "_free_until", "_last", "_limits", "_now", "_owner",
-        "_pause", "_payer", "_place", "_priority", "_row_of", "_rows", "_stopped", "_turn", "_used", "_waited", "_what",
-        "verdicts",
+        "_ageing", "_begin_of", "_entries", "_epochs", "_flat", "_free_until", "_kept", "_last", "_limits", "_now",
+        "_owner", "_pause", "_payer", "_place", "_priority", "_row_of", "_rows", "_stopped", "_turn", "_used",
+        "_waited", "_what", "verdicts",
     )  # fmt: skip
 
     def __init__(
@@ -97,6 +98,7 @@ class BatchRows:
             for limit, (kind, first, second, third, _) in enumerate(flat)
         ]
         self._stopped: set[int] = set()  # limits that later requests must not take before an earlier one
+        self._kept: set[int] = set()  # the same, but for those that have a booking as the earlier one has
         self._priority, self._waited, self._ageing = 0.0, 0.0, _AGEING  # of the requests that follow
         self._place: tuple[float, float, float] | None = None  # of the next request: number, due, within
         self._payer = -1  # the row that knows the flow of the requests that follow
@@ -208,7 +210,7 @@ class BatchRows:
         times = operations[begin : end : 1 + count]
         amounts = [operations[begin + 1 + i : end : 1 + count] for i in range(count)]
         done = part = 0
-        if not self._stopped and len(set(limits)) == count:
+        if not (self._stopped or self._kept) and len(set(limits)) == count:
             if len(times) > _FEW_RUNS:
                 done = self._take_runs(limits, times, amounts)
             for run in range(done, len(times)):
@@ -282,13 +284,17 @@ class BatchRows:
         horizon, stops, count = operations[at + 1 : at + 4]
         begin, end = at + 4, at + 4 + 2 * int(count)
         charges = [(int(operations[index]), operations[index + 1]) for index in range(begin, end, 2)]
-        wait = self._wait(charges)
         (number, due, within), self._place = self._place or _NOWHERE, None
         asker, claims, crowded, passes, early = None, False, False, True, horizon < due <= within
+        wait = self._wait(charges, self._stopped if early else self._stopped | self._kept)
+        standing: list[Booking] = []
         rows = [self._row_of[limit] for limit, _ in charges]
         if number or self._crowded(rows):
             rows, asker = list(dict.fromkeys(rows)), self._asker(charges)
-            claims = due != NEW and not early and self._claim(charges, rows, number, due, asker)
+            if early:
+                standing = self._standing(rows, number, asker)
+            else:
+                claims = due != NEW and self._claim(charges, rows, number, due, asker)
             crowded = self._crowded(rows)
         if asker is not None and crowded and not wait.fixed:
             found = self._before(rows, asker, number, claims=claims)
@@ -300,8 +306,13 @@ class BatchRows:
             claims = self._claim(charges, rows, number, due, asker)
         must_wait = stops and wait.longest > 0
         if early and not goes:  # it keeps its place, and a later one is to have none beside it
+            due = min([booking[DUE] for booking in standing], default=due)
+            if not wait.fixed:
+                due = min(due, wait.longest)
+            for booking in standing:
+                booking[DUE], booking[PRIORITY], booking[WAITED] = due, self._priority, self._waited
             self.verdicts += (-1.0 - due, BOOKED)
-            self._stopped.update([limit for limit, _ in charges])
+            self._kept.update([limit for limit, _ in charges])
             self._count_turn(charges, due, claims=True)
         elif must_wait and self._is_others_turn() and not (wait.fixed or crowded or claims or (number and not goes)):
             self._let_others_go()
@@ -319,8 +330,8 @@ class BatchRows:
                 self._stopped.update([limit for limit, amount in charges if not passes or self._blocks(limit, amount)])
         return end
 
-    def _wait(self, charges: Charges) -> _Wait:
-        """How long a request would have to wait if no other asked."""
+    def _wait(self, charges: Charges, stopped: AbstractSet[int]) -> _Wait:
+        """How long a request would have to wait if no other asked. `stopped`: limits of which it gets nothing."""
         wait = _Wait()
         for limit, amount in charges:
             seconds = self._seconds_until(limit, amount)
@@ -331,7 +342,7 @@ class BatchRows:
                     self._pause[limit],
                     True,
                 )  # it may be lifted, and a reservation would stay where it is
-            if limit in self._stopped:
+            if limit in stopped:
                 wait.fixed = True
             if seconds > wait.longest or (wait.fixed and wait.blocker < 0):
                 wait.longest, wait.blocker = seconds, limit
@@ -395,6 +406,17 @@ class BatchRows:
             if booking is not None and booking[bookings.ID] and row == self._payer:
                 asker.start, asker.member_start = booking[bookings.START], booking[bookings.MEMBER_START]
         return claimed
+
+    def _standing(self, rows: Sequence[int], number: float, asker: Asker) -> list[Booking]:
+        """The booking of a request in each of its rows that keeps it by itself; it stays there."""
+        standing = []
+        for row in rows:
+            booking = bookings.of_number(self._rows[row].bookings, number)
+            if booking is not None:
+                standing.append(booking)
+                if row == self._payer:
+                    asker.start, asker.member_start = booking[bookings.START], booking[bookings.MEMBER_START]
+        return standing
 
     def _before(self, rows: Sequence[int], asker: Asker, number: float, *, claims: bool) -> dict[int, list[Booking]]:
         """Per row, the bookings that a request must not delay."""

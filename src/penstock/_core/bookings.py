@@ -14,8 +14,8 @@ charges. So a booking is a place in an order, and no debt:
   missing flows in within its horizon, it goes by that much later, as the next ones do. Else it goes to the end, and the
   next ones keep their moments: one more question, however many are booked. It keeps its age, so it is not passed for
   ever.
-- **A claim may come before its moment,** when something was given back. It goes if that delays no other booking, and
-  else keeps its place and its moment.
+- **A claim may come before its moment,** when something was given back. It goes if that delays no booking before it,
+  and else keeps its place. Its moment becomes an earlier one if those before it need less than when it was told.
 - **Charges are never made ahead of a gap.** A request that must let another go first is told when to come again; a
   bucket is one number, and what it left free before a charge to come would be lost.
 
@@ -105,14 +105,16 @@ def _rank(asker: Asker, booking: Booking) -> float:
 def before(bookings: Sequence[Booking], asker: Asker, number: float = 0.0, *, claims: bool) -> list[Booking]:
     """Those that a request must not delay, by their moments: a newcomer, all that do not rank after it.
 
-    One that claims its booking waits for those alone that rank before it. None waits for those that are late, or for
-    that of its own `number`.
+    One that claims its booking waits for those alone that rank before it; one that asks before its moment, also for
+    those of its rank that come earlier. None waits for those that are late, or for that of its own `number`.
     """
+    mine = of_number(bookings, number) if number else None
+    own = math.inf if mine is None else mine[DUE]
     found = []
     for booking in bookings:
         if booking[DUE] >= -LATE and (booking[ID] != number if booking[ID] else not claims):
             rank = _rank(asker, booking)
-            if rank < 0 or (rank == 0 and not claims):
+            if rank < 0 or (rank == 0 and not claims and _due(booking) < own):
                 found.append(booking)
     found.sort(key=_due)
     return found
@@ -165,6 +167,11 @@ def mine(bookings: list[Booking], number: float, due: float, amounts: Sequence[f
                 del bookings[index]
             return booking
     return None
+
+
+def of_number(bookings: Sequence[Booking], number: float) -> Booking | None:
+    """The booking of that number, if it is kept by itself."""
+    return next((booking for booking in bookings if booking[ID] == number), None)
 
 
 def drop(bookings: list[Booking], number: float) -> None:

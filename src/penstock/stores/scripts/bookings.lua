@@ -36,13 +36,20 @@ local function needs_at(booking)  -- unknown of those that are kept as one
   return booking[ID] ~= 0 and booking[DUE] or 0
 end
 
+local function of_number(bookings, id)
+  for i = 1, #bookings do
+    if bookings[i][ID] == id then return bookings[i], i end
+  end
+end
+
 local function before(bookings, asker, id, claims)  -- those that a request must not delay, by their moments
-  local found = {}
+  local found, of_its_own = {}, id ~= 0 and of_number(bookings, id)
+  local own = of_its_own and of_its_own[DUE] or huge
   for i = 1, #bookings do
     local booking = bookings[i]
     if booking[DUE] >= -TARDY and (booking[ID] == 0 and not claims or booking[ID] ~= 0 and booking[ID] ~= id) then
       local order = rank(asker, booking)
-      if order < 0 or (order == 0 and not claims) then
+      if order < 0 or (order == 0 and not claims and needs_at(booking) < own) then
         local at = #found + 1
         while at > 1 and needs_at(found[at - 1]) > needs_at(booking) do at = at - 1 end
         table.insert(found, at, booking)
@@ -74,9 +81,8 @@ local function delays(found, column, limit, amount, after)
 end
 
 local function take_booking(bookings, id, due, amounts)
-  for i = 1, #bookings do
-    if bookings[i][ID] == id then return table.remove(bookings, i) end
-  end
+  local _, at = of_number(bookings, id)
+  if at then return table.remove(bookings, at) end
   for i = 1, #bookings do
     local booking = bookings[i]
     if booking[ID] == 0 and due <= booking[DUE] + EXPIRED then

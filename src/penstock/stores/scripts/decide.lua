@@ -62,13 +62,16 @@ while position <= stop do
     local from = position + 4
     position = from + 2 * charges
     local longest, blocker, fixed = 0, -1, false
+    local id, due, within = place_number, place_due, place_within
+    place_number, place_due, place_within = 0, NEW, -1
+    local early = horizon < due and due <= within
     for i = from, position - 1, 2 do
       local limit = asked[i] + 1
       local wait = wait_of(limit, asked[i + 1])
       -- What comes back all at once cannot be had in advance.
       if wait > 0 and kind[limit] ~= BUCKET then fixed = true end
       if pause[limit] > wait then wait, fixed = pause[limit], true end
-      if stopped[limit] then fixed = true end
+      if stopped[limit] and not (early and stopped[limit] == "kept") then fixed = true end
       if wait > longest or (fixed and blocker < 0) then longest, blocker = wait, limit - 1 end
     end
     if not fixed and longest > 0 then
@@ -79,10 +82,7 @@ while position <= stop do
         end
       end
     end
-    local id, due, within = place_number, place_due, place_within
-    place_number, place_due, place_within = 0, NEW, -1
-    local early = horizon < due and due <= within
-    local rows, crowded, claims, passes, asker, plain = {}, false, false, true, nil, nil
+    local rows, standing, crowded, claims, passes, asker, plain = {}, {}, false, false, true, nil, nil
     for i = from, position - 1, 2 do
       local name = row_of[asked[i] + 1]
       local known = false
@@ -95,9 +95,15 @@ while position <= stop do
       crowded = false
       for j = 1, #rows do
         local name = rows[j]
-        local booking = due ~= NEW and not early and take_booking(booked[name], id, due, amounts_of(from, position - 1, name))
+        local booking
+        if early then
+          booking = of_number(booked[name], id)
+          standing[#standing + 1] = booking
+        elseif due ~= NEW then
+          booking = take_booking(booked[name], id, due, amounts_of(from, position - 1, name))
+          claims = claims or booking ~= nil
+        end
         if booking then
-          claims = true
           if booking[ID] ~= 0 and name == payer then asker[5], asker[6] = booking[START], booking[MEMBER_START] end
         end
         crowded = crowded or #booked[name] > 0
@@ -140,9 +146,20 @@ while position <= stop do
     local books = not goes and asker and longest <= within and not fixed
     local may_stand_back = not (fixed or crowded or claims or (id ~= 0 and not goes))
     if early and not goes then  -- it keeps its place, and a later one is to have none beside it
+      if standing[1] then
+        due = standing[1][DUE]
+        for j = 2, #standing do due = min(due, standing[j][DUE]) end
+      end
+      if not fixed then due = min(due, longest) end
+      for j = 1, #standing do
+        local booking = standing[j]
+        booking[DUE], booking[PRIORITY], booking[WAITED] = due, priority, waited
+      end
       say(-1 - due)
       say(BOOKED)
-      for i = from, position - 1, 2 do stopped[asked[i] + 1], any_stopped = true, true end
+      for i = from, position - 1, 2 do
+        stopped[asked[i] + 1], any_stopped = stopped[asked[i] + 1] or "kept", true
+      end
       if mine then ahead = max(ahead, due) end
     elseif longest > 0 and spent > room and stops ~= 0 and may_stand_back then  -- another flow's turn
       local again = min(max(spent - room, back, AGAIN_LEAST), AGAIN_MOST)
