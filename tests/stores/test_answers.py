@@ -325,6 +325,28 @@ async def test_a_damaged_row_is_an_error_and_harms_no_bystander(kind, max_wait, 
     store.close()
 
 
+def test_a_row_is_exchanged_by_itself_and_one_that_others_always_change_is_not_waited_for(valkey, prefix):
+    store, other = RedisStore(valkey, prefix=prefix), RedisStore(valkey, prefix=prefix)
+    written = []
+
+    def change(rows, now):
+        written.append(now)
+        return [(("", b"%d" % len(written)), 60)]
+
+    def change_after_another(rows, now):
+        other.exchange(["x"], change)
+        return change(rows, now)
+
+    with pytest.raises(StoreError, match="one row at a time"):
+        store.exchange(["x", "y"], change)
+    with pytest.raises(Unreachable, match="'x' was changed by others a hundred times"):
+        store.exchange(["x"], change_after_another)
+    store.exchange(["x"], lambda rows, _: written.append(rows[0][1]) or [None])
+    assert written[-1] == b"199"  # of the other's, the last
+    for each in (store, other):
+        each.disconnect()
+
+
 async def test_what_a_process_was_told_last_may_be_of_any_type_and_stops_nothing(valkey, prefix):
     """Another program has put something else there: at worst a batch that is sent again is charged again."""
     store = RedisStore(valkey, prefix=prefix)

@@ -439,6 +439,10 @@ async def test_a_directory_is_one_clear_error(tmp_path):
     assert "is a directory" in await said(SQLiteStore(tmp_path))
 
 
+async def test_a_name_that_is_too_long_for_a_file_is_one_clear_error(tmp_path):
+    assert "cannot be opened" in await said(SQLiteStore(tmp_path / ("x" * 300)))
+
+
 async def test_a_missing_directory_is_one_clear_error(tmp_path):
     assert "does its directory exist" in await said(SQLiteStore(tmp_path / "none" / "x.db"))
 

@@ -313,11 +313,59 @@ async def test_a_server_without_tls_is_one_clear_error(valkey):
             ),
             "Mine cannot be made in a thread: give RedisStore a URL, or a redis.Redis",
         ),
+        (lambda: redis.asyncio.Redis(redis_connect_func=said), "redis_connect_func must be a plain function here"),
+        (
+            lambda: redis.Redis(connection_pool=redis.ConnectionPool(sockets=2)),
+            "has an option that cannot be taken over: .*'sockets'. Give RedisStore a URL",
+        ),
     ],
 )
 def test_a_client_that_names_no_server_is_refused(client, says):
     with pytest.raises(ValueError, match=says):
         RedisStore(client())
+
+
+async def test_what_a_client_does_when_it_connects_is_done_here_too(valkey, prefix):
+    connected = []
+
+    def connect(connection):
+        connected.append(connection)
+        connection.on_connect()
+
+    client = redis.Redis.from_url(valkey, redis_connect_func=connect)
+    store = RedisStore(client, prefix=prefix)
+    await Limiter(requests=per_second(5), name="x", store=store).acquire()
+    assert connected
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("hosts", "nodes"),
+    [
+        ("one,two:5", [("one", 26379), ("two", 5)]),
+        ("[::1],[::2]:5", [("::1", 26379), ("::2", 5)]),
+    ],
+)
+def test_sentinels_have_their_usual_port_unless_the_url_says_another(hosts, nodes):
+    sentinels = RedisStore(f"redis+sentinel://{hosts}/main")._server.sentinels.each
+    assert [(options["host"], options["port"]) for _, options in sentinels] == nodes
+
+
+class Mad:
+    """A client that raises whatever a server made it raise."""
+
+    def execute_command(self, *_):
+        raise ValueError("invalid literal: s3cret")
+
+
+def test_what_a_server_makes_a_client_raise_is_told_without_the_password_and_not_shown(monkeypatch):
+    store = RedisStore("redis://:s3cret@h")
+    monkeypatch.setattr(store, "_client", Mad())
+    with pytest.raises(
+        StoreError, match=r"does not answer as Redis does \(ValueError\('invalid literal: \*\*\*'\)"
+    ) as told:
+        store.exchange(["x"], None)
+    assert told.value.__cause__ is told.value.__context__ is None
 
 
 async def test_user_and_password_are_in_the_url(server, prefix):

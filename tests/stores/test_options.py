@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -115,6 +116,21 @@ def test_a_wrong_option_says_what_it_must_be(options, says):
 def test_a_wrong_path_says_what_it_must_be(path, says):
     with pytest.raises(ValueError, match=says):
         SQLiteStore(path)
+
+
+@dataclass(frozen=True)
+class Odd:
+    """A limit of the user's own."""
+
+    capacity = 9.0
+    default = None
+
+
+def test_a_limit_of_ones_own_is_counted_in_memory_alone(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"tokens: a shared store cannot count Odd\(\), whose meter lives in one process"
+    ):
+        Limiter(tokens=Odd(), name="x", store=SQLiteStore(tmp_path / "x.db"))
 
 
 @pytest.mark.parametrize("server", [3, None, b"redis://localhost", object(), RedisStore], ids=named)

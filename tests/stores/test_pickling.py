@@ -45,6 +45,26 @@ def test_a_limiter_is_made_again_with_all_that_was_said_of_it(tmp_path):
     store.close()
 
 
+class Heard(list):
+    """A hook that keeps what it hears. It equals others, so it cannot be hashed."""
+
+    __call__ = list.append
+
+
+async def test_a_store_whose_options_cannot_be_compared_is_made_anew_in_each_copy(tmp_path):
+    """And counts on in the same file."""
+    store = SQLiteStore(tmp_path / "x.db", on_event=Heard())
+    limiter = Limiter(requests=per_second(0.001, burst=2), name="x", store=store)
+    again = pickle.loads(pickle.dumps(limiter))
+    assert again.store is not store
+    await limiter.acquire()
+    await again.acquire()
+    with pytest.raises(RateLimited):
+        await limiter.acquire(max_wait=0)
+    store.close()
+    again.store.close()
+
+
 async def test_what_was_used_is_used_in_the_copy_too(tmp_path):
     store = SQLiteStore(tmp_path / "x.db")
     limiter = Limiter(requests=per_second(0.001, burst=2), name="x", store=store)

@@ -17,6 +17,7 @@ from penstock.usage.caps import origins, plain_caps, read_cap, read_caps, read_p
         ("$20.50/week", Cap(20.5, "week")),
         ("1_000/hour", Cap(1_000, "hour")),
         ("0/day", Cap(0, "day")),
+        (Cap(5, "day"), Cap(5, "day")),
     ],
 )
 def test_a_cap_is_written_as_people_say_it(text, cap):

@@ -124,6 +124,13 @@ def test_a_call_that_is_settled_after_its_answer_costs_what_it_is_settled_to(led
     assert (call.settled, call.dollars) == ({"tokens": 2_000_000, "requests": 1}, pytest.approx(0.3))
 
 
+def test_dollars_that_a_limiter_counts_are_those_of_the_call_whatever_the_price_of_its_answer(ledger):
+    for event in (Granted("api", {"dollars": 2}, 0.0, "alice", 7), answered(200, {"input_tokens": 9.0}, call=7)):
+        ledger(event)
+    (call,) = calls_of(ledger)
+    assert call.dollars == 2
+
+
 def test_a_call_that_was_answered_stays_one_when_it_is_given_back(ledger):
     for event in (MILLION, answered(503, call=7), Withdrawn("api", {"tokens": 1_000_000}, 7)):
         ledger(event)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
@@ -11,6 +12,7 @@ from penstock import Rate, per_minute
 from penstock.llm.prices import Price
 from penstock.usage import History
 from penstock.usage.evidence import Spread, evidence_of, hour_at_most
+from penstock.usage.report import as_html, as_markdown
 from tests.usage.recorded import MONDAY, recorded
 
 MINUTE = timedelta(minutes=1)
@@ -146,3 +148,18 @@ def test_an_hour_at_the_full_limit_costs_limit_times_60_times_price(evidence):
 def test_a_model_without_calls_has_figures_of_nothing(evidence):
     found = evidence(lambda recorder: recorder.call(MONDAY), model="other")
     assert (found.minutes, found.days, found.projections, found.requests) == ((), (), (), Spread(0, 0, 0))
+
+
+def test_a_report_of_a_model_without_calls_has_pictures_of_nothing(evidence):
+    found = evidence(lambda recorder: recorder.call(MONDAY), model="other")
+    page = as_html([found], "usage", "UTC")
+    assert all(f"<title>{title} a minute: at most 0" in page for title in ("Tokens", "Requests"))
+    assert "The last" not in page
+
+
+def test_a_report_says_how_many_events_are_missing(evidence):
+    found = evidence(lambda recorder: recorder.call(MONDAY))
+    assert "missing" not in as_markdown([found], "usage", "UTC")
+    assert "3 events are missing, which came while the disk was slow" in as_markdown(
+        [replace(found, dropped=3)], "usage", "UTC"
+    )

@@ -89,3 +89,10 @@ def test_caps_of_users_are_shown_as_they_were_set(tmp_path):
         ("alice", "tokens", "0 per calendar month", 0),
         ("bob", "requests", "5 per calendar day", 5),
     ]
+
+
+def test_a_name_that_is_forgotten_while_a_store_is_looked_at_has_no_limits(tmp_path, monkeypatch):
+    store = SQLiteStore(tmp_path / "limits.db")
+    monkeypatch.setattr(store, "names", lambda _: ["forgotten"])
+    assert gauges_in(store) == []
+    store.close()

@@ -19,6 +19,7 @@ from penstock import CostError, RateLimited, StoreError, UnknownUnit, calendar
 from penstock.stores import SQLiteStore
 from penstock.testing import manual_clock
 from penstock.usage import Ledger, Quota, QuotaExceeded, Quotas
+from penstock.usage import quotas as module
 from tests.usage.readings import calls_of
 
 BERLIN = "Europe/Berlin"
@@ -367,10 +368,19 @@ def test_a_function_may_leave_it_to_the_queue(make):
     charge(quotas, "alice")
 
 
-def test_a_thread_cannot_wait_for_an_async_review_and_leaves_none_behind(make, recwarn):
-    async def boss(_):
+class Promise:
+    """Can be awaited, and is no coroutine."""
+
+    def __await__(self):
+        yield
+
+
+@pytest.mark.parametrize("kind", ["a coroutine", "another awaitable"])
+def test_a_thread_cannot_wait_for_an_async_review_and_leaves_none_behind(make, recwarn, kind):
+    async def boss_of_a_loop(_):
         return True
 
+    boss = boss_of_a_loop if kind == "a coroutine" else lambda _: Promise()
     with pytest.raises(ValueError, match="review= is an async function, and a thread cannot wait for it"):
         charge(make({"requests": "0/day"}, review=boss), "alice")
     gc.collect()
@@ -418,6 +428,37 @@ def test_an_approval_without_a_review_says_how_much(make):
         quotas.approve("alice", "requests", -5)
     quotas.approve("alice", "requests", 1)
     assert spend(quotas, "alice", 3) == 1
+
+
+@pytest.mark.anyio
+async def test_a_call_that_is_let_through_and_refused_again_and_again_is_told_to_try_again(make, monkeypatch):
+    """As where others use up what a review allows, faster than the call can be charged."""
+    monkeypatch.setattr(module, "_ROUNDS", 1)
+    quotas = make({"requests": "0/day"}, review=lambda _: True)
+    for charge_one in (lambda: quotas.acquire("alice"), lambda: anyio.to_thread.run_sync(charge, quotas, "bob")):
+        with pytest.raises(RateLimited, match="change faster than a call can be charged: try again"):
+            await charge_one()
+        await charge_one()
+
+
+def test_of_many_users_those_that_called_last_are_at_hand_and_the_others_count_on(make, monkeypatch):
+    monkeypatch.setattr(module, "_MOST_USERS", 2)
+    quotas = make({"requests": "2/day"})
+    assert [spend(quotas, user, 2) for user in ("alice", "bob", "carol")] == [0, 0, 0]
+    assert [bool(quotas.last(user)) for user in ("alice", "bob", "carol")] == [False, True, True]
+    assert spend(quotas, "alice", 1) == 1
+
+
+def test_a_store_that_cannot_say_why_a_call_is_refused_is_the_error(make, monkeypatch):
+    quotas = make({"requests": "1/day"})
+    charge(quotas, "alice")
+
+    def break_down(_):
+        raise StoreError("it is broken")
+
+    monkeypatch.setattr(quotas._records, "user", break_down)
+    with pytest.raises(StoreError, match="it is broken"):
+        charge(quotas, "alice")
 
 
 @pytest.mark.anyio

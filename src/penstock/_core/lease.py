@@ -37,7 +37,7 @@ from penstock._core.queue import Queue
 from penstock._core.subqueues import Key, Waiter
 from penstock._numbers import show_seconds
 from penstock._text import repr_of
-from penstock.limits import Calendar, InFlight, Rate, Sliding
+from penstock.limits import Calendar, InFlight, Rate, Sliding, Unlimited
 
 MOST_REQUESTS = 8
 """The most parts in which a lease is asked for, so that a limit that is nearly used up gives what it has."""
@@ -91,7 +91,7 @@ def check(unit: str, limit: Any, lease_seconds: float) -> None:
                 f"it would be counted as a window of {limit.per + lease_seconds:g} s. "
                 f"Use a lease well below {limit.per:g} s"
             )
-    elif not isinstance(limit, Calendar):
+    elif not isinstance(limit, Calendar | Unlimited):  # the latter is not counted
         raise ValueError(f"{unit}: {repr_of(limit)} cannot be leased: leave lease= out")
 
 

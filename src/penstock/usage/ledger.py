@@ -373,19 +373,17 @@ class _Writer:
         if not self._is_behind and self.dropped == self._noted_drops:
             return True
         try:
-            connection = self._connect()
-            connection.execute("BEGIN IMMEDIATE")
             try:
+                connection = self._connect()
+                connection.execute("BEGIN IMMEDIATE")
                 self._put_rows(connection, entries)
                 connection.execute("COMMIT")
             except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
+                self._disconnect()  # which takes back what was begun
                 for entry in entries.new:
                     entry.id = None
                 raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the thread tries again
-            self._disconnect()
             self._complain(f"{self.path} cannot be written: {error}")
             return False
         entries.written()
