@@ -388,31 +388,6 @@ def test_nothing_is_put_beside_a_device(folder):
     assert sorted(file.name for file in folder.iterdir()) == ["e.jsonl", "in.jsonl"]
 
 
-@pytest.mark.parametrize("out", ["/dev/stdout", "out.jsonl"])
-def test_results_on_standard_output_stand_there_alone(folder, out):
-    """The summary goes to stderr then: whoever reads results wants nothing else among them."""
-    with (folder / "out.jsonl").open("wb") as stdout:
-        process = subprocess.run(
-            [sys.executable, "-m", "penstock", "run", "in.jsonl", "-o", out, "--errors", "e.jsonl", "--simulate"],
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-    assert len(lines_of(folder / "out.jsonl")) == 20
-    assert "20 rows: 20 answered, 0 failed\n" in process.stderr
-
-
-def test_results_on_standard_output_have_their_errors_on_standard_error(folder, capfd):
-    """Where no `penstock errors` could read them, so none is advised."""
-    write(folder, range(3), b'{"torn\n')
-    assert main(["run", "in.jsonl", "-o", "-", "--simulate", "--latency", "0.01"]) == 3
-    out, err = capfd.readouterr()
-    assert len(out.splitlines()) == 3
-    assert json.loads(err.splitlines()[0])["error"]["code"] == "invalid_json"
-    assert err.endswith("failed of 1 × invalid_json\n")
-
-
 def test_a_disk_that_is_full_is_named_once(folder, monkeypatch, capsys):
     """Results first: the run ends by what it could not write, and what was done is said although the summary is not
     there."""
@@ -487,18 +462,6 @@ def test_a_mistake_of_our_own_is_one_line_too(folder, monkeypatch, capsys):
     monkeypatch.setenv("PENSTOCK_TRACEBACK", "1")
     with pytest.raises(ExceptionGroup):
         simulated()
-
-
-@pytest.mark.parametrize("pipe", ["stdout", "stderr"])
-def test_nobody_need_listen(folder, pipe):
-    """A pipe that was closed at the other end is no failure of the run."""
-    process = started("run", "in.jsonl", "-o", "out.jsonl", "--simulate", "--latency", "0.01")
-    getattr(process, pipe).close()
-    assert process.wait(timeout=180) == 0
-    assert count(folder / "out.jsonl") == 20
-    other = {"stdout": process.stderr, "stderr": process.stdout}[pipe]
-    assert "Traceback" not in other.read()
-    other.close()
 
 
 def test_without_arguments_it_says_what_there_is(capsys):

@@ -198,18 +198,40 @@ def test_what_was_answered_before_a_defect_comes_with_the_error(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a fork is a thing of POSIX")
-def test_a_fork_makes_connections_of_its_own():
-    serving = simulator.serve(Simulation(requests="600/min", latency=Latency(0.01)))
-    with serving as server, runner.Sender(server.base_url, headers=KEY) as send:
-        send([chat(0)])
+@pytest.mark.parametrize("does", ["sends", "sends first", "drops it"])
+def test_a_fork_makes_connections_of_its_own(does):
+    """And leaves those of its parent alone."""
+    with simulator.serve(Simulation(requests="600/min", latency=Latency(0.01))) as server:
+        send = runner.Sender(server.base_url, headers=KEY)
+        if does != "sends first":
+            send([chat(0)])
         child = os.fork()
         if not child:
             try:
+                if does == "drops it":
+                    del send
+                    gc.collect()
+                    os._exit(0)
                 os._exit(0 if send([chat(1)])[0].error is None else 1)
             finally:
                 os._exit(2)
         assert os.waitpid(child, 0)[1] == 0
         assert send([chat(2)])[0].error is None
+        send.close()
+
+
+def test_what_is_wrong_with_a_sender_is_raised_by_its_batch(monkeypatch):
+    """As it is: nothing was sent, so nothing is to be handed over."""
+    with pytest.raises(ValueError, match="max_in_flight must be a whole number"):
+        runner.Sender("http://localhost:9/v1", max_in_flight=0)([chat(0)])
+
+    def no_loop(live):
+        live.close()
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(asyncio, "run", no_loop)
+    with pytest.raises(OSError, match="Too many open files"):
+        runner.Sender("http://localhost:9/v1")([chat(0)])
 
 
 def test_a_thread_that_is_interrupted_ends_its_batch():

@@ -62,6 +62,10 @@ async def turns_while_read(lines):
     return turns, rows
 
 
+async def soon_stopped(lines):
+    lines.stop()
+
+
 # Lines
 
 
@@ -86,6 +90,12 @@ async def test_passing_over_answered_rows_leaves_others_their_turn(tmp_path, beg
         turns, rows = await turns_while_read(lines)
     assert ([number for number, _ in rows], lines.passed) == ([1, count], count - 2)
     assert turns >= 5
+    with opened(tmp_path, content) as lines:  # and the run may be stopped meanwhile
+        lines.pass_over(bytearray(b"\0" + b"\1" * (count - 1) + b"\0"))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(soon_stopped, lines)
+            assert await lines.read() is None
+    assert 0 < lines.passed < count - 1
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import errno
 import os
 import sqlite3
 import stat
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -137,6 +138,8 @@ def check_files(
         if path is not None:
             check_place(path, option)
     if out in _STDOUTS:
+        if sys.stdout is None or (errors is None and sys.stderr is None):  # its number is another file's by now
+            raise Fault(f"{out}: standard output is closed, or standard error, where the errors go: name files")
         targets = Targets(out, errors or Path("standard error"), None, journal, 1, None if errors else 2)
         _keep_apart(lines, {"--prices": prices, **named})
         return targets

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Container, Iterable, Sequence
-from typing import TextIO
+from typing import Literal, TextIO
 
 from penstock._text import visible
 
@@ -21,13 +21,13 @@ def say(text: str) -> None:
     write(f"penstock: {text}", sys.stderr)
 
 
-def write(text: str, file: TextIO | None = None) -> None:
+def write(text: str, file: TextIO | Literal["stdout"] | None = "stdout") -> None:
     """Print, if it can still be read: a closed pipe or terminal is no reason to fail.
 
     What a terminal would obey is shown instead: a server says some of it, or a file.
     """
     text = "\n".join(visible(line[:-1]) + "\r" if line.endswith("\r") else visible(line) for line in text.split("\n"))
-    file = file or sys.stdout
+    file = sys.stdout if file == "stdout" else file
     if file is None:  # closed before we began
         return
     try:

@@ -119,7 +119,6 @@ class Run:
         self._told_limits: dict[str, Limits] = {}
         self._room = anyio.Event()
         self._works: set[Work] = set()
-        self._finishing: anyio.CancelScope | None = None
         self._troubles = Troubles(
             settings, self.counts, self.places, left=self._left, give_up=self._give_up, stop=self.stop, say=say
         )
@@ -161,8 +160,7 @@ class Run:
             return
         try:
             if self._results.is_piped:  # its reader may take any time
-                with anyio.CancelScope() as self._finishing:
-                    await anyio.to_thread.run_sync(self._results.finish, abandon_on_cancel=True)
+                await anyio.to_thread.run_sync(self._results.finish, abandon_on_cancel=True)
             else:
                 self._results.finish()
         except OutputError as error:
@@ -183,11 +181,9 @@ class Run:
 
     def abandon(self) -> None:
         """Do not wait for what was sent either. `stop` comes first."""
-        self._results.give_up()
+        self._results.give_up()  # which also ends `finish`
         for work in self._works:
             work.scope.cancel()
-        if self._finishing is not None:
-            self._finishing.cancel()
 
     # Reading ahead ----------------------------------------------------------------------------------------------------
 

@@ -167,10 +167,8 @@ class Sender:
             words = "the sender was closed by another thread while it sent this batch"
             raise _stopped("closed", words, found, rows) from None
         except Exception as error:
-            while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-                error = error.exceptions[0]
             if not any(found):
-                raise error from None
+                raise
             raise _stopped("internal", f"{type(error).__name__}: {error}", found, rows) from error
         return _named(found, rows)
 

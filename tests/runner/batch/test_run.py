@@ -22,7 +22,7 @@ from penstock.runner.client import Lost, NotSent, Reply
 from penstock.runner.output import Results, beside
 from penstock.runner.prices import Prices
 from penstock.runner.settings import Settings, Stopped
-from penstock.runner.source import Lines, read_row
+from penstock.runner.source import Lines
 from penstock.simulator import Batches, Faults, Simulation, fingerprint
 from tests.runner.service import chat, soon
 
@@ -528,37 +528,6 @@ async def test_costs_are_half_the_price_and_bounded(virtual_time, tmp_path):
     with prepared(tmp_path, [chat(1, model="unknown")], Service(), prices=priced, max_cost=50, overwrite=True) as made:
         await made.run()
         assert made.errors()[0]["error"]["code"] == "unknown_price"
-
-
-async def test_batches_that_a_budget_does_not_hold_together_run_one_after_the_other(virtual_time, tmp_path):
-    """What a batch may cost is set aside until its answers say what it did cost."""
-    prices = tmp_path / "prices.json"
-    prices.write_text('{"per": 1, "models": {"m": {"input": 1, "output": 1}, "other": {"input": 1, "output": 1}}}')
-    rows = [
-        {**chat(n), "body": {**chat(n, model=model)["body"], "max_tokens": 100}}
-        for n, model in ((0, "m"), (1, "other"))
-    ]
-    service = Service(Simulation(batches=Batches(duration=100)))
-    with prepared(tmp_path, rows, service, prices=Prices.of(prices), max_cost=100) as made:
-        await made.run()
-    assert (made.run.stopped, made.run.counts.answered) == (None, 2)
-    created = [number for number, call in enumerate(service.calls) if call == ("POST", "/v1/batches")]
-    assert service.calls[created[1] - 1][1].endswith("/content")
-    assert clock.now() > 200
-
-
-@pytest.mark.parametrize("on_ambiguous", ["rerun", "fail"])
-async def test_rows_that_an_earlier_run_sent_one_by_one_may_be_billed_already(virtual_time, tmp_path, on_ambiguous):
-    """They go into a batch and are counted, or are given up."""
-    rows = [chat(n) for n in range(3)]
-    out, sent = tmp_path / "out.jsonl", read_row(1, json.dumps(rows[0]).encode(), by_bytes)
-    with Results(out, beside(out, ".errors.jsonl")) as results:
-        results.sent(sent, 1)
-    with prepared(tmp_path, rows, Service(), on_ambiguous=on_ambiguous) as made:
-        await made.run()
-        codes = [error["error"]["code"] for error in made.errors()]
-    assert codes == (["ambiguous"] if on_ambiguous == "fail" else [])
-    assert (made.run.counts.answered, made.run.counts.ambiguous) == ((2, 0) if on_ambiguous == "fail" else (3, 1))
 
 
 async def test_answers_that_are_none_and_lines_that_are_none_cost_no_other_row(virtual_time, tmp_path, monkeypatch):
