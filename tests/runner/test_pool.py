@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import anyio
 import pytest
 
-from penstock import clock
+from penstock import Limiter, clock
 from penstock.limits import parse
-from penstock.runner.client import NotSent
+from penstock.runner.client import Lost, NotSent
 from penstock.simulator import Latency, Simulation
-from tests.runner.service import ANSWER, LIMITS, Service, chat, prepared
+from tests.runner.service import ANSWER, LIMITS, Service, chat, prepared, soon
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_time")]
 
@@ -41,6 +42,17 @@ async def test_a_place_with_more_room_does_more_of_the_work(tmp_path):
         await this.run()
         assert (len(this.results()), this.counts.status_429) == (300, 0)
     assert len(large.asked) > 2.5 * len(small.asked)
+
+
+async def test_places_where_a_turn_takes_longer_than_a_look_around_lose_no_row(tmp_path):
+    """Each row whose turn was more than five seconds away failed, as a mistake of our own."""
+    services = [Service(answer=lambda _: (200, {}, ANSWER)) for _ in range(2)]
+    slow = {"requests": "6/min burst 1"}
+    with prepared(tmp_path, ROWS[:8], services[0], others=services[1:], limits=slow) as this:
+        await this.run()
+        assert (this.errors(), len(this.results())) == ([], 8)
+    assert [len(service.asked) for service in services] == [4, 4]
+    assert this.counts.makespan < 31  # three further turns of ten seconds
 
 
 async def test_a_place_that_was_never_there_costs_nothing(tmp_path):
@@ -121,3 +133,35 @@ async def test_a_row_that_is_too_large_for_one_place_goes_to_another(tmp_path):
         await this.run()
         assert (len(this.results()), this.errors()) == (5, [])
     assert services[0].asked == []
+
+
+async def test_a_row_that_becomes_too_large_for_its_place_goes_to_another(tmp_path):
+    """While it waits there: the limits are another program's too, which has lowered them."""
+    limiters = [Limiter(tokens="6k/min burst 600") for _ in range(2)]
+    services = [Service(answer=lambda _: (200, {}, ANSWER)) for _ in range(2)]
+    with prepared(tmp_path, [chat(number, 2_000) for number in range(8)], services[0], others=services[1:]) as this:
+        for place, limiter in zip(this.run.places, limiters, strict=True):
+            place.limits_of = lambda _, limiter=limiter: ("", limiter)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(soon, 1, lambda: limiters[0].reconfigure(tokens="6k/min burst 100"))
+            await this.run()
+        assert this.errors() == []
+        assert len(this.results()) == 8
+    assert (len(services[0].asked), len(services[1].asked)) == (1, 7)
+
+
+async def test_rows_that_wait_for_one_place_go_to_another_that_is_back_before_it(tmp_path):
+    class Away(Service):
+        async def send(self, path, body, left):
+            if 3 < clock.now() - began < self.away:
+                left()
+                raise Lost("the server hung up")
+            return await super().send(path, body, left)
+
+    began = clock.now()
+    first, second = Away(answer=lambda _: (200, {}, ANSWER)), Away(answer=lambda _: (200, {}, ANSWER))
+    first.away, second.away = 2_000.0, 100.0
+    with prepared(tmp_path, ROWS, first, others=[second]) as this:
+        await this.run()
+        assert (len(this.results()), this.errors(), this.run.stopped) == (300, [], None)
+    assert this.counts.makespan < 200

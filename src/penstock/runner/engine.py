@@ -23,7 +23,7 @@ import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from penstock import clock
-from penstock.errors import CostError, StoreError
+from penstock.errors import CostError, RateLimited, StoreError
 from penstock.events import Answered, Reconfigured
 from penstock.llm.endpoints import RequestInFlight
 from penstock.runner import answers
@@ -464,7 +464,10 @@ class Run:
             if not work.groups:
                 return await work.group.acquire(work.row.cost, min(work.sent, 1))
             with anyio.move_on_after(LOOK_AROUND):
-                return await work.group.acquire(work.row.cost, min(work.sent, 1))
+                try:
+                    return await work.group.acquire(work.row.cost, min(work.sent, 1))
+                except RateLimited:  # the limiter sees the deadline, and that its turn is later
+                    await anyio.sleep_forever()
             return None
         except CostError:
             if len(work.unfit) + 1 >= len(work.groups):

@@ -205,6 +205,7 @@ class Troubles:
         if len(place.in_trouble) < IN_TROUBLE - is_last:
             return False
         self._fail_place(work, reason, until_answer=True)
+        work.avoid = work.group
         since = place.outage.since
         work.probes += 1
         if since is not None and clock.now() - since >= SURE and self._nobody_else_can_tell():
