@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import penstock
 from penstock import __main__ as entry
 
 
@@ -31,6 +32,19 @@ def test_a_missing_extra_is_one_clear_line(without_command_line, capsys):
     """What to install, and no traceback."""
     assert entry.main() == 2
     assert capsys.readouterr().err == 'penstock: the command line needs typer: pip install "penstock[cli]"\n'
+
+
+def test_the_version_needs_no_extra(without_command_line, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["penstock", "--version"])
+    assert entry.main() == 0
+    assert capsys.readouterr().out == f"{penstock.__version__}\n"
+
+
+def test_a_module_of_ours_that_is_missing_is_no_extra(monkeypatch):
+    """The installation is broken, and the traceback says where."""
+    monkeypatch.setitem(sys.modules, "penstock.cli", None)
+    with pytest.raises(ModuleNotFoundError, match=r"penstock\.cli"):
+        entry.main()
 
 
 @pytest.mark.parametrize("again", [0, 3])

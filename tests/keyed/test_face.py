@@ -220,6 +220,19 @@ async def test_options_are_those_of_every_keys_limiter(virtual_time):
     assert limiter.statistics().would_refuse == 2
 
 
+async def enter(limiter):
+    async with limiter:
+        pass
+
+
+@anyio_test
+async def test_a_key_that_is_entered_by_itself_costs_one_call_each_time():
+    per_user = Keyed(requests=per_minute(10))
+    for user in ("alice", "alice", "bob"):
+        await enter(per_user[user])
+    assert [round(level(per_user[user])) for user in ("alice", "bob")] == [8, 9]
+
+
 def test_keys_are_not_iterated_over():
     """Every key has a limiter: whoever asks which there are, or for one among them, would never hear the end of it."""
     per_user = Keyed(requests=per_second(1))

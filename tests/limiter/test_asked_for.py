@@ -203,6 +203,15 @@ async def test_a_call_that_waits_for_itself_is_warned_of_with_the_line_that_acqu
     assert (caught[0].filename, caught[0].lineno) == (__file__, use.__code__.co_firstlineno + 1)
 
 
+async def test_of_a_place_that_is_lost_the_first_that_waits_is_warned(virtual_time):
+    limiter = Limiter(calls=in_flight(1))
+    with pytest.warns(RuntimeWarning, match="was never closed") as caught:
+        await lose_one(limiter)
+    with anyio.move_on_after(0.01):
+        await limiter.acquire()
+    assert len(caught) == 1
+
+
 def in_a_thread(function):
     thread = threading.Thread(target=function)
     thread.start()

@@ -162,6 +162,17 @@ async def test_statistics_tell_of_a_lost_place_too(virtual_time):
     assert limiter.statistics().in_flight == 0
 
 
+async def test_where_warnings_are_errors_statistics_raise_that_of_a_lost_place_once(virtual_time):
+    limiter = Limiter(calls=in_flight(2, ttl=1))
+    limiter.acquire_nowait()
+    await anyio.sleep(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RuntimeWarning, match="was not closed"):
+            limiter.statistics()
+        assert limiter.statistics().in_flight == 0
+
+
 async def test_settling_after_the_end_takes_no_place(virtual_time):
     """It was held for ever: the permit that could give it back had ended."""
     limiter = Limiter(calls=in_flight(4), tokens=per_minute(100))
