@@ -144,3 +144,32 @@ def test_less_than_half_of_its_refill_between_two_refusals_refutes_a_bucket(admi
     for number in range(admitted):
         traffic.left(1.0, 3.0 + number / 10)
     assert refuse_at(12.4) is refuted
+
+
+def seen_twice(first, last):
+    """A limit that came back between two moments, and again ten seconds later, when it takes one look to see that."""
+    returns = Returns(0.0)
+    for begun in (0.0, 10.0):
+        returns.looked(begun + first)
+        returns.looked(begun + last)
+        returns.jumped(begun + first, begun + last)
+    return returns
+
+
+def test_what_is_left_is_spent_evenly_on_looks_until_it_is_due_but_for_those_that_see_it_come_back():
+    """Whatever is left when it comes back is lost."""
+    returns = seen_twice(2.0, 2.2)
+    now = 12.2
+    for left in range(7, 3, -1):
+        at = returns.look_at(now, 1.0, empty=False, left=float(left))
+        assert now < at < returns.due
+        returns.looked(now := at)
+    assert returns.look_at(now, 1.0, empty=False, left=3.0) == pytest.approx(returns.due)
+    assert returns.look_at(now, 0.0, empty=False, left=9.0) == pytest.approx(returns.due)  # one that takes nothing
+
+
+def test_it_is_looked_for_at_the_latest_when_it_must_be_back_if_it_takes_as_long_as_before():
+    """A window that begins with a request begins with the look that finds the last one over: others are in vain."""
+    returns = seen_twice(2.0, 2.2)
+    returns.looked(returns.due)
+    assert returns.look_at(22.0, 1.0, empty=False) == pytest.approx(22.25)

@@ -90,6 +90,14 @@ def test_the_length_of_a_window_that_slides_is_found_and_nearly_all_of_it_used(a
     assert admitted[begin + 5 * amount] - admitted[begin] <= 5 * seconds / used
 
 
+def test_what_is_kept_back_for_the_way_is_no_more_than_what_answers_take():
+    """A request is admitted before it is answered, so it comes back within that time of a window after it left."""
+    _, admitted, refused = run(Moving(100, 10), 140, latency=0.03)
+    begin = next(index for index, moment in enumerate(admitted) if moment > 80)
+    assert admitted[begin + 500] - admitted[begin] <= 50 * 1.01
+    assert refused <= 5
+
+
 def test_once_it_is_found_hardly_anything_is_refused():
     _, admitted, refused = run(Moving(100, 10), 120)
     assert refused <= 10 < 0.01 * len(admitted)

@@ -8,6 +8,9 @@ Pure arithmetic: how many were under way in, how many may be out. It is in one o
     KNOWN ──── answers enough while all places were taken ─▶ one more, then two more, until one is refused
 
 A rate looks different: what it refuses depends on what left a while ago, and hardly on what is under way.
+
+Others count what is under way (`endpoints`), keep a request waiting until there is a place, and decide whether a
+refusal says that it is for that (`failures`).
 """
 
 from __future__ import annotations

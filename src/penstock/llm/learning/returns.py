@@ -42,6 +42,9 @@ SELDOM = 0.2
 ROUGHLY = 0.1
 """The same before the latest moment at which a window may begin, when the first look is due."""
 
+FIRST_NEEDED = 4
+"""Looks that are kept until it is due, before it is known how many it takes then."""
+
 LAST_LOOK = 30.0
 """The same after many looks in vain."""
 
@@ -182,6 +185,9 @@ class Returns:
     length: float | None = None
     rate: float = 0.0
     _gap: float = FIRST_LOOK
+    _needed: int = FIRST_NEEDED  # looks in vain that it took of late, at most, from when it was due until it came
+    _due_looks: int = 0  # since it is due
+    _latest: float = math.inf  # when it is back at last, if it is as long again as it was
     _looked_at: float = -math.inf
     _jumps: list[tuple[float, float]] = field(default_factory=list)
     _anchor: tuple[float, float] | None = None  # from when on returns are counted, and how much came since
@@ -198,6 +204,7 @@ class Returns:
 
     def looked(self, now: float) -> None:
         """A request left although little is left."""
+        self._due_looks += now >= self.due
         if self._looked_at < self.due <= now:  # it may come a moment later: look again soon
             self._gap = FIRST_LOOK if self.length is None else max(SHORTEST_LOOK, FINE * self.length)
         elif now < self._looked_at + self._gap / 2:
@@ -212,14 +219,23 @@ class Returns:
         """A request left as enough is left: what it takes came back after the last look, which was late enough."""
         self._gap = min(SOON, self._gap)
 
-    def look_at(self, now: float, cost: float, *, empty: bool) -> float:
-        """When the next request may go, of `cost` in the server's units, while little is left, or nothing."""
+    def look_at(self, now: float, cost: float, *, empty: bool, left: float = 0.0) -> float:
+        """When the next request may go, of `cost` in the server's units, while little is left, or nothing.
+
+        Args:
+            left: What it leaves.
+        """
         gap = self._gap
         if self.length is not None:
-            gap = max(gap, SELDOM * self.length) if self._looked_at < self.due else gap
+            if self._looked_at < self.due:
+                gap = max(gap, SELDOM * self.length)
+                if cost > 0 and left >= (self._needed + 1) * cost:  # what is not needed for looks then is lost then
+                    gap = min(gap, (self.due - self._looked_at) / (left / cost - self._needed + 1))
         elif self.rate:
             gap = max(gap - FIRST_LOOK, cost / (FASTER * self.rate))
         look = self._looked_at + gap
+        if self._looked_at < self._latest <= self._looked_at + 1.5 * gap and self._looked_at >= self.due:
+            look = self._latest  # no sooner, which would be in vain, and no later, which would be lost
         if self._looked_at < self.due < math.inf:
             look = self.due if empty else min(look, self.due)
         return max(now, look)
@@ -249,11 +265,15 @@ class Returns:
         """All came back between two moments."""
         if first < self.due <= last:  # as was told or expected, so hardly before that
             first = max(first, self.due - NEAR)
+        if self.length is not None:
+            self._needed = max(self._needed - 1, self._due_looks - 1)
+        self._due_looks = 0
         length = self._length(first, last)
         self._jumps = [*self._jumps[-3:], (first, last)]
         self._gap, self._anchor = FIRST_LOOK, None
         self.length = length
         self.due = math.inf if length is None else max(first, last - ROUGHLY * length) + length
+        self._latest = math.inf if length is None else last + length + SHORTEST_LOOK
 
     def _length(self, first: float, last: float) -> float | None:
         """The length of the window, as far as the returns before this one tell: the shortest usual one that fits."""

@@ -275,7 +275,7 @@ class ServerEstimate:
         left = self._left_after(cost, now, ahead)
         if left >= self._little():
             return now
-        look = self._returns.look_at(now, self.factor * cost, empty=left < 0)
+        look = self._returns.look_at(now, self.factor * cost, empty=left < 0, left=left)
         if self.kind is Kind.WINDOW:
             look = max(now, min(look, self.boundary + self.per + HEADROOM))
         last, newest = self.traffic.last, self._newest

@@ -33,6 +33,9 @@ UNCONFIRMED, MOST_UNCONFIRMED = 0.05, 0.5
 """Share of the limit that may be sent before an answer confirms that it came back; it doubles with each prediction that
 held, up to the second, and begins anew when one fails, as others may use the limit now."""
 
+SLOWEST = 0.95
+"""How much of the longest time to an answer outlives the next answer."""
+
 MEMORY = 0.95
 """How much of what was counted outlives the next answer."""
 
@@ -49,6 +52,7 @@ class SlidingWindow:
     """
 
     length: float | None = None
+    _trip: float = 0.0  # seconds to an answer, of late at most: a request is admitted before it is answered
     _held: dict[float, float] = field(default_factory=lambda: dict.fromkeys(USUAL, 0.0))  # and told of a return
     _failed: dict[float, float] = field(default_factory=lambda: dict.fromkeys(USUAL, 0.0))
     _unconfirmed: float = UNCONFIRMED
@@ -58,6 +62,8 @@ class SlidingWindow:
     def hear(self, departure: Departure, remaining: float, limit: float, factor: float, traffic: Traffic) -> None:
         """Take one answer in: what was left when that request was admitted."""
         at, sent = departure.at, traffic.sent_by
+        trip = HEADROOM if departure.charged_at is None else departure.charged_at - at
+        self._trip = max(trip, SLOWEST * self._trip)
         for length in USUAL:
             apart = max(OVERTAKING, min(MOST_APART, APART * length))
             early, late = at - length - apart, at - length + apart
@@ -123,4 +129,4 @@ class SlidingWindow:
     def _back_by(self, now: float) -> float:
         """What left by that moment is back at `now`."""
         length = self.length or 0.0
-        return now - length - min(HEADROOM, WINDOWS_HEADROOM * length)
+        return now - length - min(HEADROOM, WINDOWS_HEADROOM * length, self._trip)
