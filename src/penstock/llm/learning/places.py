@@ -9,8 +9,8 @@ Pure arithmetic: how many were under way in, how many may be out. It is in one o
 
 A rate looks different: what it refuses depends on what left a while ago, and hardly on what is under way.
 
-Others count what is under way (`endpoints`), keep a request waiting until there is a place, and decide whether a
-refusal says that it is for that (`failures`).
+`endpoints` counts what is under way, `discovered` has a limiter hold requests back until there is a place, and
+`wording` reads whether a refusal says that it is for that.
 """
 
 from __future__ import annotations
