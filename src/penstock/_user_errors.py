@@ -57,13 +57,18 @@ def check_on(where: str, on: object) -> None:
 
 
 def verdict_on(on: On, error: Exception) -> bool | float:
-    """Return the verdict of `on`: False, True, or a number of seconds. A group counts only if every leaf does.
+    """Return the verdict of `on`: False, True, or a number of seconds.
+
+    A group counts only if every leaf does, or if its own type was named: `on=ExceptionGroup`.
 
     Raises:
         Nonsense: `on` is a function, and it returned no verdict. An error that it raises passes through.
     """
     kind = type(error)  # as `except` does: `isinstance` may ask the error itself, which may raise
     if issubclass(kind, ExceptionGroup):
+        named = [each for each in (on if isinstance(on, tuple) else (on,)) if isinstance(each, type)]
+        if any(issubclass(each, ExceptionGroup) and issubclass(kind, each) for each in named):
+            return True
         verdicts = [verdict_on(on, leaf) for leaf in _LEAVES.__get__(error)]
         if any(verdict is False for verdict in verdicts):
             return False

@@ -284,6 +284,23 @@ async def test_a_group_is_tried_again_only_if_every_leaf_is(raised, calls, virtu
         assert len(flaky.at) == calls
 
 
+class Several(ExceptionGroup):
+    """A group of a user's own."""
+
+
+@pytest.mark.parametrize(
+    ("on", "calls"),
+    [(ExceptionGroup, 2), ((KeyError, Several), 2), (Exception, 2), (KeyError, 1), ((), 1)],
+    ids=["any group", "its own type", "all errors", "another error", "nothing"],
+)
+@anyio_test
+async def test_a_group_is_tried_again_whatever_is_in_it_if_its_type_is_named(on, calls, virtual_time):
+    flaky = Flaky(9, Several("g", [OSError()]))
+    with pytest.raises(Several):
+        await Retry(on=on, attempts=2, backoff=EVERY_SECOND).call(flaky)
+    assert len(flaky.at) == calls
+
+
 @anyio_test
 async def test_a_group_waits_for_its_slowest_leaf(virtual_time):
     flaky = Flaky(1, ExceptionGroup("g", [ValueError(2), ValueError(5), ValueError(3)]), virtual_time)
