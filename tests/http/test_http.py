@@ -206,6 +206,11 @@ async def test_what_is_no_limiter_is_refused(limiter):
         limit_http_client(httpx.AsyncClient(), limiter)
 
 
+async def test_what_is_no_client_is_refused():
+    with pytest.raises(TypeError, match=r"a client of httpx or httpx2 is needed, not builtins\.object"):
+        limit_http_client(object(), "auto")
+
+
 async def test_what_is_no_transport_is_refused():
     with pytest.raises(TypeError, match="a transport of httpx or httpx2"):
         transport(object(), "auto")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from datetime import timedelta
 from decimal import Decimal
@@ -214,6 +215,36 @@ async def test_a_refusal_without_end_is_read_no_further_than_a_megabyte(lib):
     assert endless.sent < 200
 
 
+async def test_a_stream_of_a_transports_own_is_read_no_further_either(lib):
+    """Its iterator is no generator, and has nothing to close."""
+
+    class Own(Dripping, lib.AsyncByteStream):
+        async def aclose(self):
+            self.closed = True
+
+    endless = Own(b"x" * 10_000, 0)
+    server = Server(lib, lib.Response(429, headers={"retry-after": "9999"}, stream=endless))
+
+    class Transport(lib.AsyncBaseTransport):
+        async def handle_async_request(self, request):
+            return await server(request)
+
+    client = limit_http_client(lib.AsyncClient(transport=Transport()), Limiter(requests=per_minute(600)))
+    assert len((await client.get(URL)).content) == 1_048_576
+    assert endless.sent < 200
+    assert endless.closed
+
+
+def test_a_sync_client_reads_no_further_either(lib):
+    numbers = itertools.count()
+    endless = (b"x" * 10_000 for _ in numbers)
+    answer = lib.Response(429, headers={"retry-after": "9999"}, content=endless)
+    http = lib.Client(transport=lib.MockTransport(lambda _: answer))
+    client = limit_http_client(http, Limiter(requests=per_minute(600)))
+    assert len(client.get(URL).content) == 1_048_576
+    assert next(numbers) < 200
+
+
 async def test_a_refusal_that_drips_is_read_for_ten_seconds(lib):
     server = Server(lib, lib.Response(429, headers={"retry-after": "9999"}, content=Dripping(b"x", 3)))
     answer = await client_of(lib, server, Limiter(requests=per_minute(600))).get(URL)
@@ -284,6 +315,10 @@ async def test_a_host_that_is_idle_is_forgotten_where_there_are_too_many(lib):
         hosts.of(f"host {number}")
     assert set(hosts.made()) == {"busy", "host 8", "host 9"}
     assert hosts.of("busy") is busy
+    for number in (8, 9):
+        await hosts.of(f"host {number}").limiter.acquire(requests=1)
+    hosts.of("one more")
+    assert set(hosts.made()) == {"busy", "host 8", "host 9", "one more"}  # more than most, rather than one in use
 
 
 async def test_a_transport_is_limited_once(lib):

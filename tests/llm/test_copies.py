@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import httpx
 import httpx2
@@ -59,6 +61,10 @@ class SDK:
         self.listed = [http, "a"]
         self.named = {"sync": http}
         self.tuple = (1, (http,))
+        self.of_itself = []
+        self.of_itself.append(self.of_itself)
+        settings = self.settings
+        self.about = lambda: settings.key
 
 
 WAYS = {
@@ -90,6 +96,8 @@ def test_a_copy_has_the_type_of_its_original_and_shares_what_is_no_way_to_the_ht
     limited = limit_client(sdk, ANY)
     assert type(limited) is SDK
     assert limited.settings is sdk.settings
+    assert limited.about is sdk.about
+    assert limited.of_itself is sdk.of_itself
     assert limited.resource.client is limited
     assert limited.inner._private == "kept"
     assert vars(sdk) == before
@@ -185,6 +193,69 @@ def test_a_turn_holds_in_the_threads_that_an_sdk_sends_from():
         with turn(max_wait=0):
             assert client.embed() == [429, 429]
         assert given._executor is executor
+
+
+class CoheresError(Exception):
+    """As Cohere's SDK makes its errors."""
+
+    def __init__(self, *, body, headers):
+        super().__init__(body)
+        self.headers = headers
+
+
+def test_what_coheres_sdk_would_send_again_is_raised_as_its_own_error(monkeypatch):
+    """It sends again whatever is answered with 429: a wait that was refused, and what no wait mends."""
+    kinds = {name: type(name, (CoheresError,), {}) for name in ("BadRequestError", "TooManyRequestsError")}
+    monkeypatch.setitem(sys.modules, "cohere", SimpleNamespace(**kinds, ServiceUnavailableError=CoheresError))
+    used_up = {"message": "You are using a Trial key, which is limited to 1000 API calls / month."}
+    given, limiter = type("Client", (SDK,), {"__module__": "cohere.client"})(), Limiter(requests=per_minute(60))
+    given.inner.http._transport = httpx.MockTransport(lambda _: httpx.Response(429, json=used_up))
+    client = limit_client(given, limiter)
+    with pytest.raises(kinds["TooManyRequestsError"], match="Trial key"):
+        client.inner.send()
+    limiter.pause(30)
+    with turn(max_wait=0), pytest.raises(kinds["TooManyRequestsError"], match="requests") as refused:
+        client.inner.send()
+    assert float(refused.value.headers["retry-after"]) > 20
+
+
+class PerLoop(httpx.AsyncClient):
+    """Keeps connections for each event loop, as the client of google-genai does."""
+
+    _per_loop = True
+
+    def __init__(self):
+        super().__init__()
+        self.own = httpx.AsyncClient(transport=httpx.MockTransport(lambda _: httpx.Response(200)))
+
+    def _client_for_running_loop(self):
+        return self.own
+
+
+class Options:
+    """As pydantic's models are copied."""
+
+    httpx_async_client = None
+
+    def model_copy(self, *, update):
+        made = Options()
+        vars(made).update(update)
+        return made
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("options", [Options(), None])
+async def test_googles_client_sends_through_the_connections_of_its_loop_and_not_through_aiohttp(options):
+    """Where aiohttp is installed it would take that, unless it was given a client."""
+    given, limiter = type("Client", (), {"__module__": "google.genai.client"})(), Limiter(requests=per_minute(60))
+    given._api_client = type("Inner", (), {"__module__": "google.genai._api_client"})()
+    given._api_client._http_options, given._api_client._async_httpx_client = options, PerLoop()
+    inner = limit_client(given, limiter)._api_client
+    assert (await inner._async_httpx_client.get(URL)).status_code == 200
+    assert limiter.statistics().granted == 1
+    if options is not None:
+        assert inner._http_options.httpx_async_client is inner._async_httpx_client
+        assert options.httpx_async_client is None
 
 
 class Slotted:

@@ -142,6 +142,12 @@ ROWS = {
     "xai, credit": (403, openai("Your team is out of credits, or at its monthly spending_limit"), STOP, None),
     "fireworks": (429, openai("Insufficient funds: add credit"), STOP, None),
     "gemini, the quota of now": (429, openai("You exceeded your current quota, please check your plan"), WAIT, None),
+    "openrouter, a wait that it relays": (
+        429,
+        {"error": {"code": 429, "message": "Rate limited", "metadata": {"headers": {"Retry-After": "7"}}}},
+        WAIT,
+        7,
+    ),
     "openrouter, all": (402, {"error": {"code": 402, "message": "Insufficient credits"}}, STOP, None),
     "openrouter, in a 200": (200, {"choices": None, "error": {"code": 429, "message": "Rate limited"}}, WAIT, None),
     "in a 200, broken": (200, {"error": {"code": 502, "message": "Provider returned error"}}, BACK_OFF, None),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import types
+from urllib.error import URLError
 
 import pytest
 
@@ -242,6 +243,7 @@ def caused(error, cause):
         pytest.param(APITimeoutError(), True, id="the SDK's timeout"),
         pytest.param(ConnectError(), True, id="httpx2's connection"),
         pytest.param(ConnectionResetError(), True, id="the system's connection"),
+        pytest.param(URLError(ConnectionRefusedError()), True, id="urllib's, of that"),
         pytest.param(TimeoutError(), True, id="a timeout"),
         pytest.param(AttemptTimeout("x", seconds=1), True, id="our own timeout"),
         pytest.param(RateLimited("x", retry_after=3.0, blocked_by="tokens"), 3.0, id="our limiter: not now"),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import httpx
 import pytest
 
 from penstock import Keyed, Limiter, RateLimited, clock, per_minute, turn
 from penstock.http import limit_http_client
+from penstock.llm import given
 from penstock.llm.learning.traffic import HEADROOM
 from tests.llm.clients import CHAT, HELLO, Server, limited, refusal
 
@@ -30,6 +34,17 @@ async def test_a_limiter_that_is_made_anew_for_every_request_is_known(lib, made_
     for seconds in (1, 2, 4):
         await client.post(CHAT, json=HELLO)
         assert seconds <= made_anew(org, users).statistics().paused_for <= seconds * 1.1 + 0.02
+
+
+async def test_limiters_that_nobody_uses_any_more_are_forgotten(monkeypatch):
+    monkeypatch.setattr(given, "_REMEMBERED", 3)
+    made = [Limiter(requests=per_minute(60)) for _ in range(10)]
+    users = [weakref.ref(limiter) for limiter in made]
+    endpoint_of = given.by_limiter(lambda _: made.pop())
+    for _ in users:
+        endpoint_of(None)
+    gc.collect()
+    assert sum(user() is not None for user in users) == 3
 
 
 async def test_all_that_a_user_may_do_at_once_goes_at_once(virtual_time):

@@ -42,6 +42,10 @@ def webp(width, height):
     )
 
 
+def webp_vp8l(width, height):
+    return b"RIFF\x00\x00\x00\x00WEBPVP8L\x00\x00\x00\x00\x2f" + struct.pack("<I", width - 1 | height - 1 << 14)
+
+
 def in_chat(part, **more):
     return {**more, "messages": [{"role": "user", "content": [part]}]}
 
@@ -73,6 +77,7 @@ ROWS = {
     "a small one": (CHAT, openais(gif(100, 100)), 255),
     "a photo": (CHAT, openais(jpeg(1_024, 1_024)), 765),
     "the web's": (CHAT, openais(webp(512, 512)), 255),
+    "the web's, without loss": (CHAT, openais(webp_vp8l(512, 512)), 255),
     "low detail": (CHAT, openais(png(4_096, 4_096), "low"), 85),
     "an address": (CHAT, in_chat({"type": "image_url", "image_url": {"url": "https://x/y.png"}}), IMAGE_TOKENS),
     "of a response": ("/v1/responses", {"input": [{"content": [{"type": "input_image", "image_url": "data:image/png;base64," + coded(png(512, 512))}]}]}, 255),
@@ -82,9 +87,12 @@ ROWS = {
     "gemini's tiles": (GEMINI, geminis(png(1_000, 1_000)), 4 * 258),
     "ten seconds of sound": (CHAT, in_chat({"type": "input_audio", "input_audio": {"format": "wav", "data": coded(wav(10))}}), 100),
     "compressed sound": (CHAT, in_chat({"type": "input_audio", "input_audio": {"format": "mp3", "data": coded(bytes(48_000))}}), 30),
+    "gemini's file of text": (GEMINI, geminis(b"x" * 40, "text/plain"), 10),
+    "gemini's document of two pages": (GEMINI, geminis(b"%PDF /Type /Page /Type /Page", "application/pdf"), 2 * 258),
     "gemini's sound": (GEMINI, geminis(wav(10), "audio/wav"), 320),
     "a document of three pages": (MESSAGES, in_chat({"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": coded(b"%PDF /Type /Page /Type /Page /Type/Page /Type /Pages")}}), 3 * PAGE_TOKENS),
     "a document of text": (MESSAGES, in_chat({"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "x" * 40}}), 10),
+    "a document of one text": (MESSAGES, in_chat({"type": "document", "source": {"type": "content", "content": "x" * 40}}), 10),
     "a document in blocks": (MESSAGES, in_chat({"type": "document", "source": {"type": "content", "content": [{"type": "text", "text": "x" * 40}]}}), 10),
     "a file of text": (CHAT, in_chat({"type": "file", "file": {"file_data": "data:text/plain;base64," + coded(b"x" * 40)}}), 10),
     "a file by its id": ("/v1/responses", {"input": [{"content": [{"type": "input_file", "file_id": "file-1"}]}]}, PAGE_TOKENS),
@@ -108,8 +116,8 @@ def test_what_usage_says_of_an_image_is_the_models_own(model, tokens):
 
 @pytest.mark.parametrize(
     "raw",
-    [b"", b"\x89PNG\r\n\x1a\n", png(0, 0), png(2**32 - 1, 1), jpeg(0, 7), b"\xff\xd8" + b"\xff" * 5_000, b"\xff\xd8\xff\xe1\x00\x00" * 900, b"RIFF", b"RIFF0000WEBPVP8 ", b"GIF8", bytes(range(256))],
-    ids=range(11),
+    [b"", b"\x89PNG\r\n\x1a\n", png(0, 0), png(2**32 - 1, 1), jpeg(0, 7), b"\xff\xd8" + b"\xff" * 5_000, b"\xff\xd8\xff\xe1\x00\x00" * 900, b"RIFF", b"RIFF0000WEBPVP8 ", b"RIFF0000WEBPVP9 ", b"GIF8", bytes(range(256))],
+    ids=range(12),
 )  # fmt: skip
 def test_an_image_that_is_none_costs_what_one_does(raw):
     assert by_bytes(CHAT, openais(raw))["tokens"] == IMAGE_TOKENS + 4
@@ -185,6 +193,7 @@ def test_the_first_request_for_a_model_is_counted_beside_the_loop_by_tiktoken():
     client._transport._rules.count(request)
     assert not heavy(request)
     assert heavy(client.build_request("POST", "http://api.test" + CHAT, json=body | {"model": "another"}))
+    assert heavy(client.build_request("POST", "http://api.test" + CHAT, json=body | {"user": "x" * 5_000}))
 
 
 @pytest.mark.anyio

@@ -12,7 +12,9 @@ import pytest
 from penstock import Limiter, in_flight, per_minute, turn
 from penstock.events import Answered, Granted, Reconfigured, Refused
 from penstock.http import limit_http_client
+from penstock.llm import reporting
 from penstock.llm.clients import limit_client
+from penstock.llm.streams import ANSWER
 from penstock.testing import RecordedEvents
 from penstock.usage import Ledger
 from tests.llm.clients import CHAT, HELLO, Server, limited, refusal
@@ -80,6 +82,14 @@ async def test_what_is_refused_here_is_told(lib, events):
         assert (await client.post(CHAT, json=HELLO)).status_code == 429
     (event,) = events.of(Refused)
     assert (event.limiter, event.flow, event.blocked_by) == (None, "bob", "requests")
+
+
+async def test_what_is_refused_is_told_once_where_the_limiter_has_the_same_listener(lib, events):
+    limiter = Limiter(requests=per_minute(1), on_event=events)
+    client = limited(lib, Server(lib), limiter, on_event=events, max_wait=1)
+    for _ in range(2):
+        await client.post(CHAT, json=HELLO)
+    assert len(events.of(Refused)) == 1
 
 
 async def test_the_limits_are_told_when_they_are_new(lib, events):
@@ -197,6 +207,31 @@ async def test_an_answer_that_is_dropped_unread_is_told_with_the_next_request(li
     gc.collect()
     async with client.stream("POST", CHAT, json=HELLO):
         assert [event.status for event in events.of(Answered)] == [200]
+
+
+async def test_an_answer_that_is_left_and_closed_later_is_told_once(lib, events):
+    transport = lib.MockTransport(lambda _: lib.Response(200, content=iter_of(b"x")))
+    client = limited(lib, transport, Limiter(requests=per_minute(60), calls=in_flight(1)), on_event=events)
+    async with client.stream("POST", CHAT, json=HELLO) as answer:
+        answer.extensions[ANSWER].left()  # as a loop over an SDK's stream says that ends early
+        await anyio.sleep(1)
+        assert len(events.of(Answered)) == 1
+    assert len(events.of(Answered)) == 1
+
+
+async def iter_of(*pieces):
+    for piece in pieces:
+        yield piece
+
+
+def test_models_that_were_told_of_are_not_remembered_for_ever(events, monkeypatch):
+    monkeypatch.setattr(reporting, "_REMEMBERED", 3)
+    listener = reporting.Listener(events)
+    for number in range(10):
+        for _ in range(2):
+            listener.limits(f"model {number}", {"requests": (per_minute(60),)})
+    assert len(events.of(Reconfigured)) == 10
+    assert len(listener._told) <= 3
 
 
 async def test_a_hook_that_fails_costs_no_answer(lib, caplog):

@@ -112,7 +112,25 @@ def test_embeddings_and_prompts_cost_their_texts(ranks):
     assert tokens.by_tiktoken("/v1/completions", {"model": "gpt-4", "prompt": ["one", "two words"]})["tokens"] == two
 
 
+def test_a_request_to_count_tokens_takes_none(ranks):
+    assert tokens.by_tiktoken("/v1/messages/count_tokens", {"messages": [USER]})["tokens"] == 0
+
+
 USER = {"role": "user", "content": "twelve bytes"}
+
+
+@pytest.mark.parametrize("odd", [None, 5, "text", ["role"]])
+def test_a_message_that_is_none_costs_nothing(ranks, odd):
+    assert tokens.chat_tokens([odd, USER], "gpt-4o") == tokens.chat_tokens([USER], "gpt-4o")
+
+
+def test_models_whose_ranks_are_loaded_are_not_remembered_for_ever(ranks, monkeypatch):
+    monkeypatch.setattr(tokens, "_REMEMBERED", 3)
+    monkeypatch.setattr(tokens, "_loaded", set())
+    for number in range(10):
+        tokens.count("text", f"model {number}")
+    assert tokens.ranks_are_loaded("model 9")
+    assert len(tokens._loaded) <= 3
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ import httpx
 import pytest
 
 from penstock import Limiter, Rate, in_flight, per_minute, turn
-from penstock.llm.clients import limit_client
+from penstock.llm import exchange
+from penstock.llm.clients import limit_client, limits_of
+from penstock.llm.endpoints import Endpoint
 from penstock.simulator import Simulation, create_app
 from tests.llm.clients import CHAT, FOUR, HELLO, Server, at_once, levels, limited, refusal
 
@@ -108,6 +110,28 @@ async def test_a_request_that_got_no_further_than_the_proxy_costs_nothing(lib, e
     with pytest.raises(getattr(lib, error)):
         await limited(lib, Transport(), limiter).post(CHAT, json=HELLO)
     assert levels(limiter) == {"requests": 60, "places": 2}
+
+
+async def test_what_got_no_further_than_the_proxy_is_taken_back_from_limits_that_were_learned(lib):
+    class Transport(lib.AsyncHTTPTransport):
+        proxy_refuses = False
+
+        async def handle_async_request(self, request):
+            await request.extensions["trace"]("http11.send_request_headers.started", {})
+            if self.proxy_refuses:
+                raise lib.ProxyError("403 Forbidden")
+            told = {"limit": "60", "remaining": "59", "reset": "1s"}
+            return lib.Response(200, headers={f"x-ratelimit-{name}-requests": value for name, value in told.items()})
+
+    transport = Transport()
+    client = limited(lib, transport)
+    await client.post(CHAT, json=HELLO)
+    await anyio.sleep(5)
+    endpoint = limits_of(client)["gpt-4o"]
+    before, transport.proxy_refuses = endpoint.statistics().levels, True
+    with pytest.raises(lib.ProxyError):
+        await client.post(CHAT, json=HELLO)
+    assert endpoint.statistics().levels == before
 
 
 async def test_a_request_that_may_have_arrived_stays_charged(lib):
@@ -216,6 +240,40 @@ async def test_what_the_service_wants_retried_is_left_to_the_sdk(lib):
     client = limited(lib, Server(lib, refusal(lib), lib.Response(500)), Limiter(requests=per_minute(60)))
     for _ in range(2):
         assert "x-should-retry" not in (await client.post(CHAT, json=HELLO)).headers
+
+
+async def test_what_the_service_wants_retried_though_it_can_never_fit_is_left_to_the_sdk(lib):
+    words, limiter = "Request too large: Limit 10, Requested 20.", Limiter(requests=per_minute(60))
+    for wants, told in (("true", "true"), (None, "false")):
+        answer = refusal(lib, words, **({} if wants is None else {"x_should_retry": wants}))
+        answer = await limited(lib, Server(lib, answer), limiter).post(CHAT, json=HELLO)
+        assert (answer.status_code, answer.headers["x-should-retry"]) == (429, told)
+    assert limiter.statistics().paused_for == 0
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "status", "words"),
+    [
+        (exchange._headers, "read", 200, "what an answer's headers say"),
+        (exchange, "judge", 429, "why a request was refused"),
+        (Endpoint, "settled", 200, "what an answer used"),
+    ],
+)
+async def test_a_fault_of_ours_beside_an_answer_costs_no_answer_and_is_told_once(
+    lib, monkeypatch, place, name, status, words
+):
+    def broken(*_, **__):
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(place, name, broken)
+    monkeypatch.setattr(exchange, "_warned", set())
+    limiter = Limiter(requests=per_minute(60), output_tokens=per_minute(60_000), places=in_flight(2))
+    body = {"usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}}
+    client = limited(lib, Server(lib, *(lib.Response(status, json=body) for _ in range(2))), limiter)
+    with pytest.warns(RuntimeWarning, match=f"could not .*{words}.*: ZeroDivisionError: ours") as told:
+        answers = [await client.post(CHAT, json=HELLO) for _ in range(2)]
+    assert ([answer.json() for answer in answers], len(told)) == ([body, body], 1)
+    assert limiter.statistics().in_flight == 0
 
 
 async def test_a_compressed_429_is_understood_and_handed_on(lib):
@@ -392,13 +450,15 @@ async def test_a_limit_below_the_services_own_is_kept_whatever_it_says(lib):
 async def test_a_limiter_that_is_reconfigured_is_followed(lib):
     """Ten times as much is allowed from now on, and what was known of the old limit does not hold it down."""
     server = Server(lib)
-    limiter = Limiter(requests=Rate(60, 60, burst=1))
+    limiter = Limiter(requests=Rate(60, 60, burst=1), tokens=Rate(600, 60))
     client = limited(lib, server, limiter)
     await client.post(CHAT, json=HELLO)
     limiter.reconfigure(requests=Rate(600, 60, burst=1))
     for _ in range(20):
         await client.post(CHAT, json=HELLO)
     assert server.times[-1] <= 1 + 2
+    left = levels(limiter)["tokens"]
+    assert left == pytest.approx(600 - 21 * 6 + 10 * server.times[-1], abs=3)  # the other is what it was
 
 
 class Slow:
@@ -511,6 +571,19 @@ async def test_a_trace_of_the_users_own_is_called_as_well(lib):
 
     client = limited(lib, Transport(), Limiter(requests=per_minute(60)))
     await client.post(CHAT, json=HELLO, extensions={"trace": trace})
+    assert heard == ["http11.send_request_headers.started"]
+
+
+def test_a_trace_of_the_users_own_is_called_by_a_sync_client_too(lib):
+    heard = []
+
+    class Transport(lib.HTTPTransport):
+        def handle_request(self, request):
+            request.extensions["trace"]("http11.send_request_headers.started", {})
+            return lib.Response(200)
+
+    client = limit_client(lib.Client(transport=Transport()), Limiter(requests=per_minute(60)))
+    client.post(CHAT, json=HELLO, extensions={"trace": lambda event, _: heard.append(event)})
     assert heard == ["http11.send_request_headers.started"]
 
 

@@ -245,6 +245,8 @@ async def test_a_model_whose_limits_nobody_published_is_refused_with_those_there
     assert "gpt-99" in answer.json()["error"]["message"]
     assert "gpt-4o-mini" in answer.json()["error"]["message"]
     assert len(server.times) == 1
+    assert (await client.get("http://api.test/v1/models")).status_code == 200  # of no model: nobody says what it costs
+    assert sum(endpoint.statistics().sent for endpoint in limits_of(client).values()) == 1
 
 
 @pytest.mark.parametrize("other", ["gpt-4o-2024-08-06", "ft:gpt-4o:org::id", "ft:gpt-4o-2024-08-06:org::id"])

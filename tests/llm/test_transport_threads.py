@@ -9,7 +9,7 @@ import pytest
 
 from penstock import Limiter, Rate, RateLimited, clock, in_flight, per_minute
 from penstock.http import limit_http_client
-from penstock.llm.clients import limit_client
+from penstock.llm.clients import limit_client, limits_of
 from penstock.llm.failures import Action, judge
 from penstock.llm.refusals import refusal
 from tests.llm.clients import CHAT, HELLO, limited
@@ -55,6 +55,30 @@ async def test_a_sync_client_in_a_running_loop_waits_there_as_its_calls_do(lib):
     began = time.monotonic()
     assert [client.post(CHAT, json=HELLO).status_code for _ in range(2)] == [200, 200]
     assert time.monotonic() - began >= 0.04
+
+
+def test_a_rule_of_ones_own_says_that_a_request_of_a_sync_client_is_free(lib):
+    limiter = Limiter(requests=per_minute(60))
+    http = lib.Client(transport=lib.MockTransport(lambda _: lib.Response(200)))
+    client = limit_client(http, limiter, cost=lambda path, _: None if path.endswith("/models") else {"requests": 1})
+    assert client.get("http://api.test/v1/models").status_code == 200
+    assert limiter.statistics().granted == 0
+
+
+def test_a_request_that_waits_in_a_thread_while_its_limits_are_doubted_is_charged_once(lib):
+    limiter = Limiter(requests=per_minute(60), places=in_flight(1))
+    client = limit_client(lib.Client(transport=lib.MockTransport(lambda _: lib.Response(200))), limiter)
+    statuses = []
+    with limiter():
+        thread = threading.Thread(target=lambda: statuses.append(client.post(CHAT, json=HELLO).status_code))
+        thread.start()
+        while thread.is_alive() and not limiter.statistics().waiting:
+            time.sleep(0.001)
+        limits_of(client)["every model"].doubt()
+    thread.join()
+    assert statuses == [200]
+    assert limiter.statistics().limits["requests"].level == pytest.approx(58, abs=0.9)
+    assert limiter.statistics().in_flight == 0
 
 
 def test_a_refusal_of_ours_may_be_waited_for_by_a_retry():

@@ -132,6 +132,9 @@ class UnitEstimate:
         for each in self.told.values():
             each.charge(-departure.cost, now)
         self.traffic.arrived(departure)
+        for since in (departure, *self.traffic.after(departure)):
+            since.sent -= departure.cost
+        self.traffic.sent -= departure.cost
         self.traffic.waiting += departure.cost
         departure.cost = 0.0
 
@@ -158,14 +161,13 @@ class UnitEstimate:
         if found is not None and self._window.found is None:
             self.pace.settle_on_more()
         elif found is not self._window.found:
-            self._settle(now)
+            self._settle(self.pace, now)
 
-    def _settle(self, now: float) -> None:
+    def _settle(self, pace: Pace, now: float) -> None:
         """Go on at the rate of the window that was found, if one was."""
-        if self.pace is not None:
-            if self._window.found is not None:
-                self.pace.settle_on(self._window.found.rate, now)
-            self.pace.haste = HASTE if self._window.is_sure else 1.0
+        if self._window.found is not None:
+            pace.settle_on(self._window.found.rate, now)
+        pace.haste = HASTE if self._window.is_sure else 1.0
 
     def heard(self, name: str, departure: Departure, told: Told, now: float) -> None:
         """Hear one limit of this unit."""
@@ -224,7 +226,7 @@ class UnitEstimate:
         self.pace.refused(departure, self.traffic, now, known, named)
         if known is None and named is None:
             self._window.refused(departure, self.traffic, now, wait, began)
-            self._settle(now)
+            self._settle(self.pace, now)
 
     def explained(self, departure: Departure, wait: float | None) -> None:
         """A request was refused for what was told; the server asked to wait for that long."""

@@ -272,7 +272,9 @@ class Endpoint:
             self._sent += 1
             request.left_at = clock.now()
             self._note_under_way(request, request.left_at)
-            self._charge_server(request, request.left_at)
+            for unit, amount in request.charged.items():  # as the server will, once the request is there
+                request.departures[unit] = self._units[unit].left(amount, request.left_at)
+                self._buckets[unit].charge(amount, request.left_at)
         if self._travel is not None:
             request.permit._leave(self._travel)
         self._settle_for_waiters()
@@ -289,13 +291,6 @@ class Endpoint:
         first = clock.now() if request.left_at is None else request.left_at
         last = first if until is None else until
         return sum(each.was_under_way(first, last) for each in self._under_way if each is not request)
-
-    def _charge_server(self, request: RequestInFlight, now: float) -> None:
-        """What the server will charge, once the request is there."""
-        for unit, amount in request.charged.items():
-            request.departures[unit] = self._units[unit].left(amount, now)
-            if unit in self._buckets:
-                self._buckets[unit].charge(amount, now)
 
     # On the way back
 
@@ -357,15 +352,11 @@ class Endpoint:
         """Its answer says what it really took, in units that were estimated."""
         with self._lock:
             known = {unit: amount for unit, amount in used.items() if unit in self._limits}
-            self._charge_rest(request, known, clock.now())
+            for unit in known.keys() & self._buckets.keys():
+                self._buckets[unit].charge(known[unit] - request.charged.get(unit, 0.0), clock.now())
+                request.charged[unit] = known[unit]
         if known:
             request.permit.settle(known)
-
-    def _charge_rest(self, request: RequestInFlight, used: Mapping[str, float], now: float) -> None:
-        for unit, amount in used.items():
-            if unit in self._buckets:
-                self._buckets[unit].charge(amount - request.charged.get(unit, 0.0), now)
-                request.charged[unit] = amount
 
     def refused(self, request: RequestInFlight, verdict: Verdict) -> None:
         """The service says that the limit is used up: no request goes before the moment that it names."""
@@ -425,8 +416,6 @@ class Endpoint:
             return
         self._plan = plan
         limits = dict(self.limiter.limits)
-        if limits == self._limits:
-            return
         for unit, kinds in limits.items():
             rate = min((limit for limit in kinds if isinstance(limit, Rate)), key=lambda each: each.burst, default=None)
             if rate is None:

@@ -29,7 +29,7 @@ from penstock import clock
 from penstock._numbers import exact, show_seconds, span
 from penstock._text import repr_of
 from penstock._turn import TurnOptions, turn_here
-from penstock.errors import CostError, PenstockError, RateLimited, Unsatisfiable
+from penstock.errors import CostError, PenstockError, RateLimited
 from penstock.llm import headers as _headers
 from penstock.llm.failures import Action, body_of, judge
 from penstock.llm.lost_answers import Collector
@@ -176,16 +176,13 @@ class Visit:
             sent.report = listener.granted(limiter, plan.model, plan.cost, self._turn.flow, permit, asked_at)
         return sent
 
-    def _refused(self, error: PenstockError, limiter: Limiter, charges: Mapping[str, float]) -> bool:
-        """Note which limit it was, and tell the listener. False: the limits changed meanwhile, so ask again."""
-        if isinstance(error, Unsatisfiable) and self._asked()[1] != charges:
-            return False  # it is charged less under the new ones
+    def _refused(self, error: PenstockError, limiter: Limiter, charges: Mapping[str, float]) -> None:
+        """Note which limit it was, and tell the listener."""
         self._has_asked()
         describe(error, limiter, charges, self._plan.model)
         listener = self._rules.listener
         if listener is not None and isinstance(error, RateLimited):
             listener.refused(limiter, self._plan.cost, self._turn.flow, error.retry_after, error.blocked_by)
-        return True
 
     async def admit(self) -> RequestInFlight:
         """Wait for the request's turn and charge it.
@@ -199,9 +196,8 @@ class Visit:
             try:
                 permit = await limiter.acquire(charges, **options)
             except PenstockError as error:
-                if self._refused(error, limiter, charges):
-                    raise
-                continue
+                self._refused(error, limiter, charges)
+                raise
             if self._plan.endpoint.successor is None:
                 return self._admitted(permit, asked_at)
             permit.cancel()  # it waited at an endpoint that has the limits no more
@@ -215,9 +211,8 @@ class Visit:
                 permit = limiter(charges, block=True, **options).__enter__()
                 permit._hand_on()  # to whatever reads the answer, or finds that it was left
             except PenstockError as error:
-                if self._refused(error, limiter, charges):
-                    raise
-                continue
+                self._refused(error, limiter, charges)
+                raise
             if self._plan.endpoint.successor is None:
                 return self._admitted(permit, asked_at)
             permit.cancel()
