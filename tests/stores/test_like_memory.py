@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from penstock import Keyed, Limiter, Rate, RateLimited, clock, sliding, testing
+from penstock import Keyed, Limiter, Rate, RateLimited, clock, in_flight, sliding, testing
 from penstock._backends.shared.dispatcher import dispatcher_of
 from penstock._concurrency.parking import here
 from tests.stores.in_virtual_time import Rows, calls, processes
@@ -163,6 +163,31 @@ def test_waiters_of_a_closed_loop_use_nothing(processes, lease):
 
 async def _parker():
     return here()
+
+
+@pytest.mark.parametrize("hears", [True, False], ids=["hears", "asks"])
+@pytest.mark.parametrize(("count", "most"), [(1, 3), (4, 8)], ids=["one process", "four processes"])
+def test_a_place_that_is_given_back_goes_to_the_next_at_once(processes, count, most, hears):
+    """Each process asked for it twenty times a second, though nobody else held one, or would have said so."""
+    rows = Rows(hears=hears)
+    stores = [rows.store() for _ in range(count)]
+    idle, freed = [], []
+
+    async def one(limiter):
+        async with limiter():
+            idle.append(clock.now() - freed[-1] if freed else 0.0)
+            await asyncio.sleep(0.5)
+            freed.append(clock.now())
+
+    async def main():
+        limiters = [Limiter(calls=in_flight(1), name="x", store=store) for store in stores]
+        await asyncio.gather(*(one(limiter) for limiter in limiters * 2))
+
+    run(processes, main)
+    at_once = hears or count == 1
+    assert max(idle) <= (0.001 if at_once else 0.051)
+    if at_once:
+        assert sum(calls(store) for store in stores) <= most * len(idle)
 
 
 def script(seed):

@@ -28,6 +28,9 @@ as long."""
 POLL = (0.002, 0.050)
 """Seconds, first and longest, between questions for what comes back only when it is given back."""
 
+POLL_HEARD = 0.250
+"""The longest where the store announces that it was: it may be lost on the way, or its process has died."""
+
 
 class StoreQueue:
     """The requests that wait for the same limits of a store.

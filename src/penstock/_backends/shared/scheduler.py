@@ -24,8 +24,8 @@ from penstock._backends.charges import queue_full
 from penstock._backends.shared.agreement import DIVIDED, Agreement
 from penstock._backends.shared.asking import LOOKAHEAD, Asking, Writing
 from penstock._backends.shared.leasing import Leasing
-from penstock._backends.shared.limit_set import SharedLimitSet
-from penstock._backends.shared.queue import FREED_WATCHED, PAUSE_WATCHED, POLL, StoreQueue
+from penstock._backends.shared.limit_set import SharedLimitSet, SharedLimitState
+from penstock._backends.shared.queue import FREED_WATCHED, PAUSE_WATCHED, POLL, POLL_HEARD, StoreQueue
 from penstock._backends.shared.requests import LeaseAsked, Refund, SharedRequest, Stage, StoreReceipts
 from penstock._backends.shared.settling import Settling
 from penstock._backends.shared.state import SchedulerState, again
@@ -42,6 +42,9 @@ UNCONFIRMED = 2.5 * LOOKAHEAD
 
 SEPARATE = 10.0
 """Seconds for which each batch is about one queue, after one about several has failed."""
+
+PLACE_FREED = 1e-9
+"""Seconds of throughput that others are told of where places were given back: no booking comes sooner for them."""
 
 
 class Scheduler:
@@ -410,6 +413,9 @@ class Scheduler:
         for limit_set in gave_back.union(batch.offsets):
             if len(limit_set.queue.waiters) and (limit_set in gave_back or limit_set.queue.can_go(now)):
                 self.state.dirty[limit_set.queue] = None
+        for of in batch.places:
+            if of.meter.level(now) > 0:  # nobody here has taken it
+                batch.freed.setdefault(of.limit_set.name, PLACE_FREED)
         self.state.answer_looks(batch.looks, None)
         batch.asked = []  # requests name the batch, too: without this, only the garbage collector could free them
 
@@ -489,12 +495,19 @@ class Scheduler:
             until = of.paused_until if self.store.hears else min(of.paused_until, now + PAUSE_WATCHED)
             queue.blocked[request] = of, until
         elif of.held:
-            queue.blocked[request] = of, now + min(max(wait, 1e-5), queue.poll)
-            queue.poll = min(2 * queue.poll, POLL[1])
+            queue.blocked[request] = of, now + min(max(wait, 1e-5), self._until_freed(of, queue))
         elif any(each.returns_at_once for each, _ in request.charges):
             # There are no bookings of windows. The moment is known, and what others give back is heard of.
             watched = math.inf if self.store.hears else FREED_WATCHED
             queue.blocked[request] = of, now + min(max(wait, 1e-5), watched)
+
+    def _until_freed(self, of: SharedLimitState, queue: StoreQueue) -> float:
+        """Seconds until places are asked for again, if nobody is heard to give one back before."""
+        if of.meter.level(0.0) + of.limit_set.places.get(of, 0.0) >= of.limit.capacity:
+            return FREED_WATCHED  # all are held here, and their end is seen
+        seconds = queue.poll
+        queue.poll = min(2 * seconds, POLL_HEARD if self.store.hears else POLL[1])
+        return seconds
 
     def _look_at_reservations(self, limit_set: SharedLimitSet, now: float) -> None:
         """Use the reservations that are due; give up those that a younger pause has overtaken."""

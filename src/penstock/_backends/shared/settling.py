@@ -97,7 +97,10 @@ class Settling:
                 return  # of what the store was charged for when it answered, how much has flowed back is not known
             refund.epoch = of.limit_set.epoch
         batch.give_back(refund)
-        if not of.held:
+        if of.held:
+            if of.meter.level(0.0) < max(1.0, refund.amount):  # so others may be waiting for it
+                batch.places.append(of)
+        else:
             self._tell(of, refund.amount, batch)
 
     @staticmethod

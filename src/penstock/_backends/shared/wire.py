@@ -139,13 +139,14 @@ class BatchInFlight:
         series: Which of them are series.
         commands, settlements, refunds, drops, looks: What else is in it.
         announce: Names whose change the other processes must hear of.
+        places: Limits whose places were all taken, and of which some are given back.
         freed: Names of which so much is given back that they must hear of it: as much as flows in in so many seconds.
         epochs: When the row of each limit set was born, once that was answered.
     """
 
     __slots__ = (
         "announce", "asked", "commands", "drops", "epochs", "flow", "freed", "group", "looks", "misdated", "offsets",
-        "operations", "payer", "priority", "refunds", "sent", "series", "settlements", "width",
+        "operations", "payer", "places", "priority", "refunds", "sent", "series", "settlements", "width",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -166,6 +167,7 @@ class BatchInFlight:
         self.refunds: list[Refund] = []
         self.looks: list[Look] = []
         self.announce: set[str] = set()
+        self.places: list[SharedLimitState] = []
         self.freed: dict[str, float] = {}
         self.epochs: dict[SharedLimitSet, float] = {}
 
