@@ -374,9 +374,9 @@ AGAIN = (0.0, 2.0, 7.0, 14 * SECOND, [])  # its own end, and what was spent
             [window(50, 30), window(50, 30, TIMED), bucket(1, 9), ANOTHER_DAY],
             [0, 1, 2, 3],
             [
-                (1.0, 0.0, 0.0, 0.0, [[35 * SECOND, 0.0, 4.0]]),
+                (1.0, 0.0, 0.0, 33.0, [[35 * SECOND, 0.0, 4.0]]),
                 (0.0, 2.0, 0.0, 0.0, []),
-                (0.0, 0.0, 7.0, 0.0, []),
+                (0.0, 0.0, 7.0, 7.0, []),
                 (0.0, 0.0, 1.0, 14 * SECOND, []),
             ],
             30.0,
@@ -392,13 +392,13 @@ AGAIN = (0.0, 2.0, 7.0, 14 * SECOND, [])  # its own end, and what was spent
             ],
             25.0,
         ),
-        ([window(9, 40)], [0], [(1.0, 0.0, 0.0, 0.0, [[45 * SECOND, 0.0, 4.0]])], 40.0),
+        ([window(9, 40)], [0], [(1.0, 0.0, 0.0, 33.0, [[45 * SECOND, 0.0, 4.0]])], 40.0),
         ([bucket(1, 9)], [-1], [(0.0, 0.0, 0.0, 0.0, [])], 0.0),
     ],
     ids=["the same", "moved, with new ones", "other kinds", "other kinds again", "one of four", "new alone"],
 )
 def test_a_row_for_other_limits_number_by_number(after, origin, left, keep):
-    """What goes on is copied, what counts in another way keeps its amount; flows stay, and bookings begin anew."""
+    """What goes on is copied, what counts in another way keeps its amount and total; flows stay, and bookings begin anew."""
     changed, kept = reshape(FOUR, OF_FOUR, after, origin, 5 * SECOND)
     assert changed == row_of(left, 5 * SECOND, flow=[1.0, 0.0, 2.5, 0.25])
     assert kept == keep

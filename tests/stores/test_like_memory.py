@@ -190,6 +190,26 @@ def test_a_place_that_is_given_back_goes_to_the_next_at_once(processes, count, m
         assert sum(calls(store) for store in stores) <= most * len(idle)
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["memory", "store"])
+def test_a_permit_of_a_rate_gives_nothing_back_to_its_successor(processes, shared):
+    """It was a window in between. The new rate has counted from 0, so the old permit gave back what others had had."""
+    store = {"store": Rows(hears=True).store()} if shared else {}
+
+    async def main():
+        limiter = Limiter(tokens=Rate(1, 1, burst=10), name="x", **store)
+        permit = await limiter.acquire(tokens=10)
+        for limit in (sliding(10, 1), Rate(1, 1, burst=10)):
+            limiter.reconfigure(tokens=limit)
+            await asyncio.sleep(2)
+        await limiter.acquire(tokens=10)
+        begun = clock.now()
+        permit.cancel()
+        await limiter.acquire(tokens=5)
+        return clock.now() - begun
+
+    assert run(processes, main) == pytest.approx(5, abs=0.01)
+
+
 def script(seed):
     """Limits, and what is done: at a moment, with a cost, options, and the moment at which it is given up."""
     chance = random.Random(seed)

@@ -34,7 +34,7 @@ from typing import NamedTuple
 
 from penstock._core.batch import BatchRows
 from penstock._core.entries import held
-from penstock._core.rows import CALENDAR, LOG, WINDOW, DamagedRow, new_row, read_row, write_row
+from penstock._core.rows import BUCKET, CALENDAR, LOG, WINDOW, DamagedRow, new_row, read_row, write_row
 
 
 class Decision(NamedTuple):
@@ -109,6 +109,11 @@ def reshape(
             new.entries[index] = [list(entry) for entry in old.entries[source]]
             continue
         spent = held(old.entries[source]) if former == WINDOW else old.used[source]
+        # What buckets ever charged goes on, over a window in between: a permit of the bucket before gives nothing back.
+        if kind == WINDOW and former == BUCKET:
+            new.what[index] = old.what[source]
+        elif kind == BUCKET and former == WINDOW:
+            new.what[index] = old.what[source] + spent
         if kind == WINDOW:
             if spent and limit[3] == LOG:
                 new.entries[index].append([now + math.ceil(limit[2] * 1e6), 0.0, spent])
