@@ -115,7 +115,8 @@ class Killed:
         environment = {**os.environ, "OPENAI_API_KEY": "sk-none"}
         with (self.folder / "err").open("wb") as err:
             process = subprocess.Popen(self.command, cwd=self.folder, stdout=err, stderr=err, env=environment)
-        while not from_start and process.poll() is None and self.server.arrived == before:
+        # By their totals, which are summed in one step: the server's thread may add a row while the rows are compared.
+        while not from_start and process.poll() is None and self.server.arrived.total() == before.total():
             time.sleep(0.005)
         try:
             code = process.wait(seconds)
