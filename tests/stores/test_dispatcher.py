@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import gc
 import os
+import socket
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -122,6 +124,30 @@ def test_stores_that_nobody_holds_are_freed_with_a_warning(kind, tmp_path, valke
     assert gone(before)
     gc.collect()
     assert len(list(Path("/proc/self/fd").iterdir())) <= files + 2
+
+
+def connections():
+    """All that there are in this process, of stores of both kinds."""
+    return [each for each in gc.get_objects() if isinstance(each, (socket.socket, sqlite3.Connection))]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "valkey"])
+def test_a_store_that_nobody_holds_closes_its_connection_first(kind, tmp_path, valkey, prefix):
+    """In whatever order the garbage collector has them: a connection that it frees first would warn, too."""
+    others = connections()
+    limiter = Limiter(
+        requests=per_second(5),
+        name="x",
+        store=SQLiteStore(tmp_path / "x.db") if kind == "sqlite" else RedisStore(valkey, prefix=prefix),
+    )
+    with limiter:
+        pass
+    first, *_, last = [each for each in connections() if not any(each is other for other in others)] * 2
+    gc.collect()  # what this function names keeps its place in the collector's list, and the store goes behind it
+    held = weakref.ref(limiter.store)
+    del first, last, limiter, others, _
+    with pytest.warns(ResourceWarning, match="was never closed"):
+        collect(held)
 
 
 def test_a_store_that_was_closed_is_freed_without_a_warning(tmp_path, recwarn):

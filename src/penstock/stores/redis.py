@@ -21,13 +21,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.resources import files
 from typing import Any, TypeVar
-from weakref import ref
+from weakref import finalize, ref
 
 from penstock._chance import CHANCE
 from penstock._introspect import why_not_plain
 from penstock._numbers import Seconds
 from penstock._text import repr_of
 from penstock.errors import StoreError
+from penstock.stores._connections import outlive
 from penstock.stores._redis_errors import explain
 from penstock.stores._redis_server import ask, let_go, server_at, server_of
 from penstock.stores._redis_url import made_from
@@ -157,6 +158,7 @@ class RedisStore(Store):
             self._server = server_of(server, self.timeout)
         self._address = self._server.shown
         self._client: Any = None
+        self._kept: finalize[..., Any] | None = None
         self._last_answer: tuple[int, Any] = (0, None)  # and the number of its batch
         self._nodes = self._server.nodes  # of a cluster: all ever heard of, as the URL's may be the one that dies
         self._is_cluster = bool(self._nodes)
@@ -198,13 +200,16 @@ class RedisStore(Store):
                 let_go(client)
                 raise
             if not self._is_cluster:
-                self._client = client
-                return client
+                return self._keep(client)
             let_go(client)
             self._nodes = [self._server.first_node]
         CHANCE.shuffle(self._nodes)
-        self._client = client = self._server.cluster(self._nodes)
+        client = self._keep(self._server.cluster(self._nodes))
         self._nodes = list({*self._nodes, *((node.host, node.port) for node in client.get_nodes())})
+        return client
+
+    def _keep(self, client: Any) -> Any:
+        self._client, self._kept = client, outlive(self, client)
         return client
 
     def _found_out(self, client: Any) -> bool:
@@ -258,7 +263,7 @@ class RedisStore(Store):
         """A client of its own. See `Store.beside`."""
         other = object.__new__(type(self))  # copy.copy would return this one: a store is an address
         other.__dict__.update(self.__dict__)
-        other._client = other._subscriber = other.dispatcher = None
+        other._client = other._kept = other._subscriber = other.dispatcher = None
         other._nodes = list(self._nodes)
         other.in_use = False
         return other
@@ -387,9 +392,16 @@ class RedisStore(Store):
         raise problem  # not in an `except`: it would take the client's error along
 
     def _drop(self) -> None:
-        client, self._client = self._client, None
+        client = self._disown()
         if client is not None:
             let_go(client)
+
+    def _disown(self) -> Any:
+        """The client, if there is one, of which the store knows nothing any more."""
+        client, self._client, kept, self._kept = self._client, None, self._kept, None
+        if kept is not None:
+            kept.detach()
+        return client
 
     # What others say
 
@@ -428,8 +440,8 @@ class RedisStore(Store):
     def forget(self) -> None:
         """Let go of the parent's connection. See `Store.forget`."""
         # The parent's: to close them would take locks that its threads hold.
-        _abandoned.append((self._client, self._subscriber))
-        self._client = self._subscriber = None
+        _abandoned.append((self._disown(), self._subscriber))
+        self._subscriber = None
         self._voice = _a_voice()
 
 

@@ -30,11 +30,13 @@ from collections.abc import Sequence
 from itertools import starmap
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 from penstock import clock
 from penstock._chance import CHANCE
 from penstock._text import repr_of
 from penstock.errors import StoreError
+from penstock.stores._connections import outlive
 from penstock.stores.contract import (
     KEPT_IF_EMPTY,
     Decide,
@@ -188,6 +190,7 @@ class SQLiteStore(Store):
         self._log = self._index = ""
         self.lost_is_empty: bool = begins_empty(on_state_loss)
         self._connection: sqlite3.Connection | None = None
+        self._kept: finalize[..., Any] | None = None
         self._file: _FileId = None  # the file that was opened last
         self._beside: tuple[_FileId, _FileId] = (None, None)  # the log of its connection, and the index of that
         self._sizes = (0, 0)  # of those, at least
@@ -431,7 +434,7 @@ class SQLiteStore(Store):
         except BaseException:
             connection.close()
             raise
-        self._connection = connection
+        self._connection, self._kept = connection, outlive(self, connection)
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
@@ -528,7 +531,9 @@ class SQLiteStore(Store):
 
     def disconnect(self) -> None:
         """Close the connection. See `Store.disconnect`."""
-        connection, self._connection = self._connection, None
+        connection, self._connection, kept, self._kept = self._connection, None, self._kept, None
+        if kept is not None:
+            kept.detach()
         if connection is not None:
             if not self._index_is_wrong:
                 with contextlib.suppress(sqlite3.Error, OSError):
