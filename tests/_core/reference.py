@@ -26,6 +26,15 @@ def charge_if_ready(charges, now):
 
 
 def admit(queue: Queue, now: float, grant, protected: int = 16) -> float:
+    """Until a look at all of them grants nothing: what is granted changes the order of flows."""
+    while True:
+        before = len(queue)
+        next_turn = admit_once(queue, now, grant, protected)
+        if len(queue) == before:
+            return next_turn
+
+
+def admit_once(queue, now, grant, protected):
     heads = queue.heads(now)
     next_turn = math.inf
     blocked = []

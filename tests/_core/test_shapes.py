@@ -294,3 +294,15 @@ def test_the_queue_knows_its_first_waiter_also_after_a_rise():
 def test_hundreds_of_shapes_for_a_long_time_are_decided_as_by_a_look_at_all(protected):
     for seed in range(4):
         compare(seed, 400, protected)
+
+
+@pytest.mark.parametrize(("seed", "protected"), [(1040, 2), (2054, 1)])
+def test_who_would_delay_a_protected_waiter_is_looked_at_when_that_could_go(seed, protected):
+    """Its place is not there then, so the other may go. It has no alarm of its own, as its limit has enough for it."""
+    compare(seed, 300, protected)
+
+
+@pytest.mark.parametrize("seed", [1038, 2016, 2025, 2216])
+def test_a_turn_that_changes_the_order_of_flows_is_followed_by_another(seed):
+    """Whoever comes first now need not wait until something happens."""
+    compare(seed, 300, 1)

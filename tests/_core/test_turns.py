@@ -445,3 +445,16 @@ def test_a_meter_that_cannot_undo_is_not_charged_for_a_call_that_another_limit_r
     assert own.meter.level(0.0) == 2
     assert charge_if_ready(charges, 1.0) is not None
     assert own.meter.level(1.0) == 1
+
+
+def test_whoever_comes_first_after_a_turn_goes_in_it():
+    """The flow that was served comes later from then on, so its large call, which waits, is not delayed by another's."""
+    jobs, mine, theirs = slots_of([in_flight(7), in_flight(1), in_flight(1)])
+    queue, granted = Queue(), []
+    first = Waiter(((jobs, 1.0), (mine, 1.0)), flow="me")
+    large = Waiter(((jobs, 7.0),), flow="me")
+    other = Waiter(((jobs, 1.0), (theirs, 1.0)), flow="they")
+    for waiter in (first, large, other):
+        queue.join(waiter, 0.0)
+    assert admit(queue, 0.0, lambda waiter, *_: granted.append(waiter)) == math.inf
+    assert granted == [first, other]

@@ -245,6 +245,11 @@ class Queue:
         waiter = (flow for flow in self._flows.values() if flow.count)
         return [flow.name for flow in nsmallest(most, waiter, key=lambda flow: flow.tag)]
 
+    @property
+    def knows_flows(self) -> bool:
+        """Whether it knows more than one flow, so that its order changes with what is charged."""
+        return len(self._flows) > 1
+
     def shared(self) -> bool:
         """Whether more than one flow has waiters."""
         return sum(1 for _ in islice((flow for flow in self._flows.values() if flow.count), 2)) > 1

@@ -86,14 +86,29 @@ def admit(queue: Queue, now: float, grant: Grant, *, changed: bool = True) -> fl
         if changed:
             queue.wake(None)
         queue.due = _admit_many(queue, now, grant)
+    if queue.due <= now:
+        _admit_again(queue, now, grant)
     return queue.due
 
 
+def _admit_again(queue: Queue, now: float, grant: Grant) -> None:
+    """Go through the queue anew, until that changes its order no more.
+
+    A flow that is served comes later from then on: another's waiter may be the first of a shape now, or come before the
+    one that it would have delayed.
+    """
+    while queue.due <= now:
+        queue.due = now  # what is late was dated back already
+        few = queue.index is None and queue.shape_count <= MANY
+        queue.due = (_admit_few if few else _admit_many)(queue, now, grant)
+
+
 def _admit_few(queue: Queue, now: float, grant: Grant) -> float:
-    """`admit`, with a look at the head of every shape."""
+    """Go through the queue once, with a look at the head of every shape; `now`: its order is another one now."""
     heads: list[tuple[Key, Waiter]] = queue.heads(now)  # in order, which a heap may be
     next_turn = math.inf
     blocked: list[tuple[Waiter, float]] = []
+    granted = False
     while heads:
         _, waiter = heappop(heads)
         due = _due(queue, waiter, now) if queue.due < now else now
@@ -106,6 +121,7 @@ def _admit_few(queue: Queue, now: float, grant: Grant) -> float:
                 next_turn = min(next_turn, when_ready(charges, now))
                 break
             due = now  # of a late turn only the first grant is dated back
+            granted = True
             behind = queue.take(waiter)
             grant(waiter, receipts, now)
             if behind is None:
@@ -116,7 +132,7 @@ def _admit_few(queue: Queue, now: float, grant: Grant) -> float:
             waiter = behind[1]
         if waiter.subqueue is not None and heads and len(blocked) < _PROTECTED:
             blocked.append((waiter, _horizon(waiter.charges, now)))
-    return next_turn
+    return now if granted and queue.knows_flows else next_turn
 
 
 def _delayed(blocked: list[tuple[Waiter, float]], charges: Charges, now: float) -> LimitState | None:
@@ -129,7 +145,7 @@ def _delayed(blocked: list[tuple[Waiter, float]], charges: Charges, now: float) 
 
 
 def _admit_many(queue: Queue, now: float, grant: Grant) -> float:
-    """`admit`, with a look only at the shapes that may have a turn, and at the protected heads before them."""
+    """The same with a look only at the shapes that may have a turn, and at the protected heads before them."""
     index = queue.index
     if not isinstance(index, ShapeIndex):
         index = queue.index = ShapeIndex(queue, queue.shapes())
@@ -142,6 +158,8 @@ def _admit_many(queue: Queue, now: float, grant: Grant) -> float:
     if queue.index is not index:
         return math.inf  # nothing waits any more
     next_turn = turn.end()
+    if turn.granted and queue.knows_flows:
+        next_turn = now
     if len(queue) <= MANY // 2:
         queue.index = None
     return next_turn
@@ -158,9 +176,14 @@ class _Turn:
 
     In the queue's order it looks at every head until `_PROTECTED` of them are blocked, and then only at those that are
     awake. It ends as soon as all the others are asleep.
+
+    Attributes:
+        granted: Whether it has granted anything.
     """
 
-    __slots__ = ("_again", "_awake", "_blocked", "_index", "_next_turn", "_now", "_open", "_opened", "_seen")
+    __slots__ = (
+        "_again", "_awake", "_blocked", "_index", "_next_turn", "_now", "_open", "_opened", "_seen", "granted",
+    )  # fmt: skip
 
     def __init__(self, index: ShapeIndex, now: float) -> None:
         self._index = index
@@ -174,6 +197,7 @@ class _Turn:
         self._blocked: list[tuple[Waiter, float]] = []
         self._seen: dict[Shape, None] = {}
         self._next_turn = math.inf
+        self.granted = False
 
     def next_waiter(self) -> Waiter | None:
         """The next head in the order that the turn has to look at; None if all the others are asleep."""
@@ -244,12 +268,13 @@ class _Turn:
         for earlier, horizon in self._blocked:
             state = _delays(charges, earlier, horizon, now)
             if state is not None:
+                moment = horizon
                 if horizon <= now:
                     # It is unknown when the protected waiter goes. Look again as soon as there is enough for both.
                     both = dict(charges)[state] + dict(earlier.charges)[state]
                     moment = state.ready_at(both, now) if both <= state.limit.capacity else math.inf
-                    if moment > now:
-                        self._next_turn = min(self._next_turn, moment)
+                if moment > now:
+                    self._next_turn = min(self._next_turn, moment)
                 return state
         return None
 
@@ -267,6 +292,7 @@ class _Turn:
                     self._sleep(shape, waiter, excludes)
                     break
                 due = now
+                self.granted = True
                 behind = queue.take(waiter)
                 grant(waiter, receipts, now)
                 if behind is None:
