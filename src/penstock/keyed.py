@@ -261,8 +261,7 @@ class _SharedKeys:
         self._options = options
         self._limiters: WeakValueDictionary[str, Limiter] = WeakValueDictionary()
         # Finds now what is wrong with the limits, without asking a store.
-        probe: dict[str, Any] = fixed or read_limits({"requests": "1/s"})
-        backend_over(store, name, probe, options["ageing"], options["flow_weights"], None, enforce=options["enforce"])
+        self._backend(name, fixed or read_limits({"requests": "1/s"}))
 
     def __len__(self) -> int:
         return len(self._limiters)
@@ -276,18 +275,33 @@ class _SharedKeys:
 
     def limiter(self, key: Hashable) -> Limiter:
         text = without_braces(text_of(key))
+        limiter = self._limiters.get(text)
+        if limiter is not None:
+            return limiter
         # Asked without the lock: the function is the user's, and may take locks of its own, or its time.
         wanted = self._fixed if self._limits_of is None else _limits_for(self._limits_of, key)
+        options = self._options
         with self._store.lock:
             limiter = self._limiters.get(text)
-            if limiter is None or self._limits_of is not None:
-                limits: dict[str, Any] = {unit: list(kinds) for unit, kinds in wanted.items()}
-                if limiter is None:
-                    limiter = Limiter(limits, name=f"{self._name}:{text}", store=self._store, **self._options)
-                    self._limiters[text] = limiter
-                elif dict(limiter.limits) != wanted:
-                    limiter.reconfigure(limits)
+            if limiter is None:
+                name = f"{self._name}:{text}"
+                info = LimiterInfo(name, options["max_queue"], options["on_event"], enforce=True)
+                limiter = self._limiters[text] = Limiter.over(self._backend(name, wanted), info)
             return limiter
+
+    def _backend(self, name: str | None, limits: dict[str, tuple[Limit, ...]]) -> Any:
+        """The backend over these limits; where they are the answer of a function, they replace those that there are."""
+        options = self._options
+        return backend_over(
+            self._store,
+            name,
+            limits,
+            options["ageing"],
+            options["flow_weights"],
+            None,
+            enforce=options["enforce"],
+            replaces=self._limits_of is not None,
+        )
 
 
 def _shown(limits: Mapping[str, tuple[Limit, ...]] | None, limits_of: Callable[[Any], LimitsLike] | None) -> str:

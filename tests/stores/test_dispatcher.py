@@ -14,11 +14,23 @@ import textwrap
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from penstock import Limiter, RateLimited, StoreError, WouldBlockEventLoop, calendar, in_flight, per_second, sliding
+from penstock import (
+    ConfigurationConflict,
+    Limiter,
+    RateLimited,
+    StoreError,
+    WouldBlockEventLoop,
+    calendar,
+    in_flight,
+    per_second,
+    sliding,
+    unlimited,
+)
 from penstock._backends.shared.requests import SharedRequest
 from penstock._concurrency.parking import AsyncioParker
 from penstock.permit import Permit
@@ -160,6 +172,56 @@ def test_a_store_that_was_closed_is_freed_without_a_warning(tmp_path, recwarn):
     assert [warning for warning in recwarn if warning.category is ResourceWarning] == []
 
 
+@contextlib.contextmanager
+def two_stores(tmp_path):
+    """One file, as two processes open it."""
+    stores = SQLiteStore(tmp_path / "x.db"), SQLiteStore(tmp_path / "x.db")
+    yield stores
+    for store in stores:
+        store.close()
+
+
+@pytest.mark.parametrize(
+    "say",
+    [
+        lambda limiter: limiter.pause(5),
+        lambda limiter: limiter.resume(),
+        lambda limiter: limiter.observe(remaining={"words": 1}),
+    ],
+    ids=["pause", "resume", "observe"],
+)
+def test_what_is_said_of_limits_that_the_store_does_not_count_is_said_once(say, tmp_path):
+    """It has others of that name. Callers hear of it, and what is none's answer is left unsaid."""
+    with two_stores(tmp_path) as (one, other):
+        with Limiter(requests=per_second(50), name="x", store=one):
+            pass
+        limiter = Limiter(words=per_second(50), name="x", store=other)
+        say(limiter)
+        with pytest.raises(ConfigurationConflict), limiter(words=1):
+            pass
+        asked = other.dispatcher.calls
+        time.sleep(0.1)
+        assert other.dispatcher.calls == asked
+
+
+def test_the_true_cost_of_limits_that_the_store_counts_no_more_is_told_once(tmp_path):
+    """The row was lost, and another version of the program has begun it anew with other limits."""
+    with two_stores(tmp_path) as (one, other):
+        with Limiter(tokens=per_second(50), name="x", store=one)(tokens=5) as permit:
+            pass
+        with contextlib.closing(sqlite3.connect(tmp_path / "x.db")) as file:
+            file.execute("DELETE FROM penstock_rows")
+            file.commit()
+        with Limiter(words=per_second(50), name="x", store=other)(words=1):
+            pass
+        permit.settle(tokens=1)
+        give_up = time.monotonic() + 20
+        while one.dispatcher.calls < 2 and time.monotonic() < give_up:
+            time.sleep(0.001)
+        time.sleep(0.1)
+        assert one.dispatcher.calls == 2
+
+
 def test_a_limiter_keeps_its_store(tmp_path):
     limiter = Limiter(requests=per_second(50), name="x", store=SQLiteStore(tmp_path / "x.db"))
     for _ in range(3):
@@ -194,6 +256,26 @@ def test_close_never_takes_longer_than_asked(tmp_path):
     store.close(timeout=0.2)
     store.goes_on.set()  # only now
     assert gone(before)
+
+
+@pytest.mark.parametrize("after", [unlimited, [per_second(50), per_second(60)]], ids=["fewer", "more"])
+def test_limits_may_change_in_number_while_the_store_decides(after, tmp_path):
+    """Its answer is about those that it was asked for: neither these callers nor others hear of the change."""
+    with contextlib.closing(Slow(tmp_path / "x.db")) as store, ThreadPoolExecutor() as threads:
+        changing = Limiter(requests=per_second(50), tokens=per_second(50), name="x", store=store)
+        other = Limiter(requests=per_second(50), name="y", store=store)
+        for limiter, cost in (changing, {"tokens": 1}), (other, {}):
+            with limiter(cost):
+                pass
+        store.slow = True
+        calls = [threads.submit(lambda of: of.__enter__(), of) for of in (changing(tokens=1), other(), other())]
+        assert store.asked.wait(20)
+        changing.reconfigure(tokens=after)
+        store.goes_on.set()
+        for call in calls:
+            call.result(20)
+        with changing(tokens=1):
+            pass
 
 
 class Down(RowsInMemory):

@@ -65,18 +65,20 @@ def backend_over(
     lease: Any,
     *,
     enforce: bool,
+    replaces: bool = False,
 ) -> Backend:
     """The backend that `store` needs, over these limits; this process's own store if it is None.
 
     Raises:
         ValueError: An option does not go with the store.
-        ConfigurationConflict: The store has limits of that name, and they are others.
+        ConfigurationConflict: The store has limits of that name, and they are others. Not where the store is shared and
+            these limits are to be those of now (`replaces`).
     """
     memory = memory_store(store)
     if memory is None:
         from penstock._backends.shared.backend import shared_backend
 
-        return shared_backend(store, name, limits, ageing, flow_weights, lease, enforce=enforce)
+        return shared_backend(store, name, limits, ageing, flow_weights, lease, enforce=enforce, replaces=replaces)
     if lease is not None:
         raise ValueError(
             f"lease={repr_of(lease)} needs a shared store, of which a process takes its quota: add "

@@ -104,6 +104,8 @@ class LimitSet:
             self._follow_calendars()
         else:
             self.promise(self.limits() if keep_limits else wanted, now)
+            if not keep_limits:
+                self.forget_others(wanted)
         for state in self.all_states():
             if state.paused_until > now:
                 self.queue.pause(state)

@@ -48,9 +48,12 @@ class Agreement:
                 self._state.change_at = -math.inf
                 continue
             theirs = Terms.of_text(limit_set.name, text, limit_set.place_ttl)
-            if limit_set.agreed and theirs.limits.keys() <= limit_set.states.keys() and theirs.lease == limit_set.lease:
+            alike = limit_set.replaces or theirs.limits.keys() <= limit_set.states.keys()
+            if limit_set.agreed and alike and theirs.lease == limit_set.lease:
                 self._adopt(limit_set, theirs, now)
                 adopted.append(limit_set)
+            elif limit_set.replaces and theirs.lease == limit_set.lease:
+                self._state.changes[limit_set] = None
             else:
                 error = conflict(limit_set.name, str(theirs), str(limit_set.terms))
                 limit_set.confirming = False
@@ -59,6 +62,7 @@ class Agreement:
                     self._refuse_if_of(request, limit_set, error)
                 self._state.answer_looks([look for look in batch.looks if look.limit_set is limit_set], error)
                 batch.looks = [look for look in batch.looks if not look.done]
+                batch.leave_unsaid(limit_set)
         return adopted
 
     def _refuse_if_of(self, request: Any, limit_set: SharedLimitSet, error: Exception) -> None:
@@ -71,7 +75,7 @@ class Agreement:
     @staticmethod
     def _adopt(limit_set: SharedLimitSet, theirs: Terms, now: float) -> None:
         """Another process has reconfigured: its limits are ours from now on; what calls cost by default stays ours."""
-        limits: dict[str, tuple[Limit, ...]] = {}
+        limits: dict[str, tuple[Limit, ...]] = dict(theirs.limits)
         for unit, before in limit_set.limits().items():
             default = next((limit.default for limit in before if limit.default is not None), None)
             kinds: tuple[Any, ...] = theirs.limits.get(unit, (Unlimited(),))

@@ -256,7 +256,7 @@ class SharedBackend:
     def _counted(plan: ChargePlan, unit: str) -> list[SharedLimitState]:
         """The limits of a unit that the store counts: `unlimited` is none."""
         states: Any = plan.units[unit]
-        return [state for state in states if state.index >= 0]
+        return [state for state in states if state.counted]
 
     def cancel(self, grant: Grant) -> bool:
         with self.store.lock:
@@ -452,6 +452,7 @@ def shared_backend(
     lease: Any,
     *,
     enforce: bool,
+    replaces: bool,
 ) -> SharedBackend:
     """The backend over these limits in a shared store. It asks the store nothing yet. Raises as `backend_over`."""
     if not enforce:
@@ -464,7 +465,7 @@ def shared_backend(
         lease = check_lease(lease, limits)
     weights = {flow_key(flow): weight for flow, weight in (flow_weights or {}).items()}
     dispatcher = dispatcher_of(store)
-    limit_set = dispatcher.limit_set(name, limits, ageing, weights, lease)
+    limit_set = dispatcher.limit_set(name, limits, ageing, weights, lease, replaces=replaces)
     limit_set.flow_weights = flow_weights
     return SharedBackend(dispatcher, (limit_set,))
 

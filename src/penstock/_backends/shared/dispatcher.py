@@ -114,8 +114,13 @@ class Dispatcher:
         ageing: float,
         weights: Mapping[Any, float],
         lease: float | None,
+        *,
+        replaces: bool,
     ) -> SharedLimitSet:
-        """What this process knows of that name; ConfigurationConflict: it has other limits."""
+        """What this process knows of that name; ConfigurationConflict: it has other limits.
+
+        `replaces`: these limits replace the others, and those that the store has.
+        """
         with self.lock:
             state = self.scheduler.state
             found = state.limit_sets.get(name)
@@ -125,8 +130,14 @@ class Dispatcher:
                 state.queues.add(queue)
             elif found.limits() != limits or found.lease != lease:
                 here = SharedLimitSet(name, limits, StoreQueue(ageing, {}, lease), self.store.place_ttl, lease).terms
-                if found.terms.text != here.text:
+                differs = found.terms.text != here.text
+                if differs and not replaces:
                     raise conflict(name, str(found.terms), str(here))
+                if replaces:
+                    found.promise(limits, clock.now(), alone=True)
+                if differs:
+                    self.post(lambda scheduler, now: scheduler.on_change(found, now))
+            found.replaces = replaces
             return found
 
     def ask(self, request: SharedRequest) -> None:
@@ -273,8 +284,7 @@ class Dispatcher:
         self.calls += 1
         now = batch.sent = clock.now()
         lead = clock.wall() * 1e6 - now * 1e6 if self._lead is None else self._lead
-        terms = [limit_set.terms for limit_set in batch.offsets]
-        return Batch(terms, batch.operations, self.scheduler.state.owner, self._number, now * 1e6 + lead)
+        return Batch(batch.terms, batch.operations, self.scheduler.state.owner, self._number, now * 1e6 + lead)
 
     def _carry(self, batch: BatchInFlight) -> None:
         """Ask the store, again and again for as long as it is patient, and let the scheduler take in the answer."""

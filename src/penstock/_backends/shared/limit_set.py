@@ -18,7 +18,7 @@ from penstock._concurrency.shared_state import members
 from penstock._core import lease as leases
 from penstock._core.bucket import Bucket
 from penstock._core.lease import Leased, LeasePool
-from penstock._core.limit_state import LimitState, meter_for
+from penstock._core.limit_state import meter_for
 from penstock._core.places import Places
 from penstock._core.rows import BUCKET, RENEWED, TIMED, WINDOW
 from penstock._core.windows import CalendarWindow, LogEntry, SlidingWindow
@@ -36,7 +36,7 @@ class SharedLimitState(Leased):
 
     Attributes:
         limit_set: The set that it belongs to.
-        index: Its place among the terms of that set.
+        index: Its place among the terms of that set; -1: the store does not count it, or no more.
         held: Whether it is held and not spent (places).
         renewed: Whether what is held must be renewed while this process lives.
         returns_at_once: Whether what was used comes back all at once, and not unit by unit.
@@ -53,8 +53,13 @@ class SharedLimitState(Leased):
     def __init__(self, unit: str, limit: Any, label: str) -> None:
         super().__init__(unit, limit, label)
         self.pool = LeasePool()
-        self.index = -1  # not among the terms
+        self.index = -1
         self.held = self.renewed = self.returns_at_once = False
+
+    @property
+    def counted(self) -> bool:
+        """Whether the store counts it: `unlimited` it does not, nor what other limits have replaced."""
+        return self.index >= 0
 
 
 class SharedLimitSet:
@@ -71,6 +76,7 @@ class SharedLimitSet:
         flow_weights: As they were given.
         users: The backends that decide over these limits now.
         agreed: Whether the store has ever decided by these terms.
+        replaces: Whether these limits replace those that the store has, and not only where this process changes them.
         epoch: When its row in the store was born, as that said last.
         confirming: Whether the store is being asked if reservations still hold.
         freed: What was given back since the other processes last heard of it, in seconds of throughput.
@@ -81,7 +87,7 @@ class SharedLimitSet:
 
     __slots__ = (
         "__weakref__", "_queue", "agreed", "confirming", "defaults", "epoch", "flow_weights", "freed", "lease", "name",
-        "order", "orphans", "place_ttl", "places", "renew_at", "states", "terms", "users", "version",
+        "order", "orphans", "place_ttl", "places", "renew_at", "replaces", "states", "terms", "users", "version",
     )  # fmt: skip
 
     def __init__(self, name: str, limits: Limits, queue: StoreQueue, place_ttl: float, lease: float | None) -> None:
@@ -89,11 +95,11 @@ class SharedLimitSet:
         self.lease = lease
         self.place_ttl = place_ttl
         self.version = 0
-        self.states: dict[str, tuple[LimitState, ...]] = {}
+        self.states: dict[str, tuple[SharedLimitState, ...]] = {}
         self.defaults: dict[str, float] = {}
         self.order: list[SharedLimitState] = []
         self.flow_weights: Mapping[Hashable, float] | None = None
-        self.agreed = False
+        self.agreed = self.replaces = False
         self.epoch = -1.0
         self.confirming = False
         self.freed = 0.0
@@ -129,9 +135,14 @@ class SharedLimitSet:
         }
         return Terms(self.name, {unit: kinds for unit, kinds in counted.items() if kinds}, self.place_ttl, self.lease)
 
-    def promise(self, limits: Limits, now: float) -> None:
-        """Replace the limits of these units; what was used stays used."""
-        terms = self.terms_of({**self.limits(), **limits})  # before anything is changed: it may refuse
+    def promise(self, limits: Limits, now: float, *, alone: bool = False) -> None:
+        """Replace the limits of these units; what was used stays used. `alone`: there are no other units any more."""
+        terms = self.terms_of(limits if alone else {**self.limits(), **limits})  # before any change: it may refuse
+        for state in [state for states in self.states.values() for state in states]:
+            state.index = -1  # of those that stay it is said anew
+        if alone:
+            self.states = {unit: states for unit, states in self.states.items() if unit in limits}
+            self.defaults = {unit: default for unit, default in self.defaults.items() if unit in limits}
         for unit, kinds in limits.items():
             self.states[unit] = tuple(self._states_of(unit, kinds, now))
             self.defaults.pop(unit, None)
@@ -163,8 +174,6 @@ class SharedLimitSet:
     def _number(self) -> None:
         """Note the place of each limit among the terms, and how it behaves there."""
         states: Any = [state for unit in sorted(self.states) for state in self.states[unit]]
-        for state in states:
-            state.index = -1
         self.order = [state for state in states if not isinstance(state.limit, Unlimited)]
         lead = clock.wall() - clock.now()
         for index, (state, numbers) in enumerate(zip(self.order, self.terms.numbers(clock.wall() * 1e6), strict=True)):

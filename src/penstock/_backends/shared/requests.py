@@ -247,7 +247,7 @@ class StoreReceipts:
             amounts[charge.state] = amounts.get(charge.state, 0) + charge.amount
         for state, amount in self.wants().items():
             missing = amount - amounts.get(state, 0)
-            if missing == 0:
+            if missing == 0 or not state.counted:
                 continue
             if missing > 0:
                 debits.append(Debit(state, missing))

@@ -421,18 +421,17 @@ class Scheduler:
 
     def _mirror(self, batch: BatchInFlight, reply: Reply, now: float) -> None:
         """Note how things stand."""
-        offset = 0
-        for limit_set in batch.offsets:
+        for (limit_set, offset), order in zip(batch.offsets.items(), batch.orders, strict=True):
             limit_set.agreed = True
             limit_set.confirming = False
             limit_set.queue.problem = None
             if not self.state.apart:
                 limit_set.epoch = batch.epochs[limit_set]
             paused_until = limit_set.paused_until() if limit_set.queue.lease is not None else -math.inf
-            limit_set.mirror(reply.states, offset, now, reply.now)
+            if limit_set.order is order:  # else they are others since it was asked, and the next answer is about those
+                limit_set.mirror(reply.states, 3 * offset, now, reply.now)
             if now < paused_until and limit_set.paused_until() < paused_until - 0.001:
                 self.state.dirty[limit_set.queue] = None  # it would look at what it holds when the pause was to end
-            offset += 3 * len(limit_set.order)
 
     def _admitted(self, request: SharedRequest, batch: BatchInFlight, wait: float, now: float) -> None:
         state, apart = self.state, self.state.apart

@@ -76,12 +76,14 @@ class Settling:
                 state.drops.append(booking)
         leaving, state.leaving = state.leaving, []
         for each in leaving:
-            if each[-1].limit_set in batch.offsets:
+            if each[-1].counted and each[-1].limit_set in batch.offsets:
                 batch.leave(*each)
 
     def _give_back(self, refund: Refund, batch: BatchInFlight) -> None:
         """Write a refund for the one that granted it: the store, or this process while that did not answer."""
         state, of = self._state, refund.state
+        if not of.counted:
+            return  # what it was given back to is gone
         state.freed(of, refund.amount)
         if refund.epoch == state.apart:
             state.owe(of, -refund.amount)
@@ -131,6 +133,8 @@ class Settling:
         for of in list(state.owed):
             if state.fits(batch, of.limit_set):
                 amount = max(0.0, state.owed.pop(of))
+                if not of.counted:
+                    continue
                 if isinstance(of.meter, Bucket):
                     # What the service counts has flowed back meanwhile, too: it can lack no more than its burst.
                     amount = min(amount, of.meter.burst * (state.store.share or 1.0))

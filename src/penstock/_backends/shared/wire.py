@@ -18,7 +18,7 @@ from penstock._concurrency.parking import Parker
 from penstock._core import operations as codes
 from penstock._core.bookings import NEW
 from penstock.errors import StoreError
-from penstock.stores.contract import Batch, Reply
+from penstock.stores.contract import Batch, Reply, Terms
 from penstock.stores.fallback import FallbackStore
 
 NOBODY: Any = object()
@@ -129,6 +129,7 @@ class BatchInFlight:
     Attributes:
         group: What all of its limit sets must have in common.
         offsets: Its limit sets, with the number of the first limit of each.
+        terms, orders: Of each, what the store is told of it, and its limits: both may change before the answer comes.
         width: Limits in all.
         operations: As in `_core.operations`.
         sent: When it was sent first.
@@ -146,12 +147,15 @@ class BatchInFlight:
 
     __slots__ = (
         "announce", "asked", "commands", "drops", "epochs", "flow", "freed", "group", "looks", "misdated", "offsets",
-        "operations", "payer", "places", "priority", "refunds", "sent", "series", "settlements", "width",
+        "operations", "orders", "payer", "places", "priority", "refunds", "sent", "series", "settlements", "terms",
+        "width",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.group: Any = NOBODY
         self.offsets: dict[SharedLimitSet, int] = {}
+        self.terms: list[Terms] = []
+        self.orders: list[list[SharedLimitState]] = []
         self.width = 0
         self.operations: list[float] = []
         self.sent = 0.0
@@ -178,6 +182,8 @@ class BatchInFlight:
         offset = self.offsets.get(limit_set)
         if offset is None:
             offset = self.offsets[limit_set] = self.width
+            self.terms.append(limit_set.terms)
+            self.orders.append(limit_set.order)
             self.width += len(limit_set.order)
         return offset
 
@@ -219,7 +225,7 @@ class BatchInFlight:
 
     def drop(self, booking: Booking) -> None:
         """Write that a booking is not needed any more."""
-        for state in {state.limit_set: state for state, _ in booking.charges}.values():
+        for state in {state.limit_set: state for state, _ in booking.charges if state.counted}.values():
             self.operations += (codes.DROP, booking.number, self.at(state))
         self.drops.append(booking)
 
@@ -229,6 +235,17 @@ class BatchInFlight:
         )  # fmt: skip
         self.refunds.append(refund)
 
+    def leave_unsaid(self, limit_set: SharedLimitSet) -> None:
+        """Say nothing of a limit set, should this be written anew: what the store counts there is something else."""
+        self.commands = [each for each in self.commands if each.limit_set is not limit_set]
+        self.refunds = [each for each in self.refunds if each.state.limit_set is not limit_set]
+        self.drops = [each for each in self.drops if all(of.limit_set is not limit_set for of, _ in each.charges)]
+        unsaid = [each for each in self.settlements if any(of.state.limit_set is limit_set for of in each.debits)]
+        for settlement in unsaid:
+            self.settlements.remove(settlement)
+            if settlement.receipts is not None:
+                settlement.receipts.not_charged(settlement.debits)
+
     def settle(self, settlement: Settlement) -> None:
         for debit in settlement.debits:
             self.operations += (codes.CHARGE, 1.0, self.at(debit.state), debit.amount)
@@ -236,19 +253,23 @@ class BatchInFlight:
 
     def pause(self, seconds: float, states: Sequence[SharedLimitState]) -> None:
         """Write that these limits are paused."""
+        states = [state for state in states if state.counted]
         self.operations += (codes.PAUSE, seconds, float(len(states)), *[self.at(state) for state in states])
 
     def resume(self, states: Sequence[SharedLimitState]) -> None:
         """Write that the pauses of these limits end."""
+        states = [state for state in states if state.counted]
         self.operations += (codes.RESUME, float(len(states)), *[self.at(state) for state in states])
 
     def lower(self, state: SharedLimitState, level: float, age: float, entry: tuple[float, float] | None) -> None:
         """Write that a limit had `level` units left `age` seconds ago, after the charge of `entry`: epoch, receipt."""
-        self.operations += (codes.LOWER, 1.0, self.at(state), level, age, *(entry or (-1.0, -1.0)))
+        if state.counted:
+            self.operations += (codes.LOWER, 1.0, self.at(state), level, age, *(entry or (-1.0, -1.0)))
 
     def renew(self, state: SharedLimitState) -> None:
         """Write that this process still holds its places."""
-        self.operations += (codes.RENEW, 1.0, self.at(state))
+        if state.counted:
+            self.operations += (codes.RENEW, 1.0, self.at(state))
 
     def name_flow(self, flow: Hashable, name: FlowName, state: SharedLimitState) -> None:
         """Write whose the requests that follow are."""
@@ -344,9 +365,9 @@ class BatchInFlight:
         return at
 
     def _limit(self, number: int) -> SharedLimitState:
-        for limit_set, offset in self.offsets.items():
-            if offset <= number < offset + len(limit_set.order):
-                return limit_set.order[number - offset]
+        for order, offset in zip(self.orders, self.offsets.values(), strict=True):
+            if offset <= number < offset + len(order):
+                return order[number - offset]
         raise IndexError(number)
 
     def _nonsense(self, reply: Reply) -> StoreError:

@@ -97,6 +97,28 @@ class ChangeContract(StoreTests):
                 await mine.acquire(tokens=1, requests=0, max_wait=0)
 
     @pytest.mark.anyio
+    @pytest.mark.parametrize("after", [unlimited, per_second(0.01, burst=50)], ids=["no limit", "one of two"])
+    async def test_what_is_given_back_to_a_limit_that_is_gone_goes_to_no_other(
+        self, stores: Callable[..., Store], after: Limit
+    ) -> None:
+        """Though its place among the limits is that of another now, or nobody's."""
+        limits: dict[str, Limit | str | list[Limit | str] | tuple[Limit | str, ...]] = {
+            "requests": per_second(0.01, burst=10),
+            "tokens": [per_second(0.01, burst=50), per_second(0.01, burst=90)],
+            "words": per_second(0.01, burst=10),
+        }
+        limiter = Limiter(limits, name="x", store=stores())
+        await limiter.acquire(requests=5, tokens=20, words=5)
+        permit = await limiter.acquire(requests=5, tokens=20, words=5)
+        limiter.reconfigure(tokens=after)
+        permit.cancel()
+        await limiter.acquire(requests=5, tokens=0, words=5)
+        for unit in ("requests", "words"):
+            cost = {"requests": 0, "tokens": 0, "words": 0, unit: 1}
+            with pytest.raises(RateLimited):
+                await limiter.acquire(cost, max_wait=0)
+
+    @pytest.mark.anyio
     async def test_what_cannot_be_done_is_said(self, stores: Callable[..., Store]) -> None:
         """With the way out."""
         store = stores()
