@@ -40,6 +40,9 @@ _NEW, _ASKED, _GRANTED = Stage.NEW, Stage.ASKED, Stage.GRANTED  # to look member
 UNCONFIRMED = 2.5 * LOOKAHEAD
 """Seconds for which a reservation is used without asking whether all was paused, where the store announces nothing."""
 
+ROUNDING = 1e-5
+"""Seconds by which a moment of the store's and the same one of ours may differ."""
+
 SEPARATE = 10.0
 """Seconds for which each batch is about one queue, after one about several has failed."""
 
@@ -484,7 +487,7 @@ class Scheduler:
             refused.append(request)
             return
         wait, of = verdict.wait, verdict.limit
-        paused = of.paused_until > now and wait >= of.paused_until - now - 1e-6
+        paused = of.paused_until > now - ROUNDING and wait >= of.paused_until - now - ROUNDING
         if now + wait > request.latest and (wait < math.inf or request.latest <= now):
             label = "pause" if paused else request.backend.plan().label(of)
             self.state.refuse_late(request, wait, label)
@@ -492,13 +495,13 @@ class Scheduler:
         refused.append(request)
         if paused:
             until = of.paused_until if self.store.hears else min(of.paused_until, now + PAUSE_WATCHED)
-            queue.blocked[request] = of, until
+            queue.blocked[request] = of, max(until, now + ROUNDING)
         elif of.held:
-            queue.blocked[request] = of, now + min(max(wait, 1e-5), self._until_freed(of, queue))
+            queue.blocked[request] = of, now + min(max(wait, ROUNDING), self._until_freed(of, queue))
         elif any(each.returns_at_once for each, _ in request.charges):
             # There are no bookings of windows. The moment is known, and what others give back is heard of.
             watched = math.inf if self.store.hears else FREED_WATCHED
-            queue.blocked[request] = of, now + min(max(wait, 1e-5), watched)
+            queue.blocked[request] = of, now + min(max(wait, ROUNDING), watched)
 
     def _until_freed(self, of: SharedLimitState, queue: StoreQueue) -> float:
         """Seconds until places are asked for again, if nobody is heard to give one back before."""
