@@ -3,13 +3,16 @@ them."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from penstock import simulator
-from penstock.cli import main
+from penstock.cli import main, shared
 from penstock.cli.shared import shard_of
 from penstock.cli.terminal import Fault
 from penstock.simulator import Latency, Simulation
@@ -116,6 +119,7 @@ def test_an_address_is_one_of_a_server_in_every_command_and_tells_no_secret(
 ):
     """Some were taken for paths of files, which errors show."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setitem(shared.PATIENCE, "server", 0.5)
     monkeypatch.chdir(tmp_path)
     source = [str(rows)] if command[0] == "run" else []
     assert main([command[0], *source, *command[1:], address]) in {2, 5}  # a run says that it is unfinished
@@ -144,14 +148,30 @@ def test_a_file_that_cannot_be_the_store_is_said_before_anything_is_made(tmp_pat
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_store_that_is_away_ends_the_run_and_costs_no_row(tmp_path, rows):
+def test_a_store_that_stays_away_ends_the_run_and_costs_no_row(tmp_path, rows, monkeypatch, capsys):
+    monkeypatch.setitem(shared.PATIENCE, "server", 0.5)
     with simulator.serve(Simulation(requests="10/s burst 20")) as server:
-        limits = ["--limits", "requests=10/s burst 20", "--store", "redis://127.0.0.1:1"]
-        code, _, error = penstock("run", rows, "-o", tmp_path / "out.jsonl", "--base-url", server.base_url, *limits)
+        command = ["run", str(rows), "-o", str(tmp_path / "out.jsonl"), "--base-url", server.base_url]
+        assert main([*command, "--limits", "requests=10/s burst 20", "--store", "redis://127.0.0.1:1"]) == 5
         assert not server.statistics().admissions
-    assert code == 5
-    assert "the store of the limits gives no answer" in error
+    assert "the store of the limits gives no answer" in capsys.readouterr().err
     assert (tmp_path / "out.errors.jsonl").read_text(encoding="utf-8") == ""
+
+
+def test_a_run_waits_for_a_store_that_is_held_up(tmp_path, rows):
+    """By a program that keeps the file locked for longer than a service would wait: the run ended, after a second."""
+    with (
+        simulator.serve(Simulation()) as server,
+        contextlib.closing(sqlite3.connect(tmp_path / "limits.db", isolation_level=None)) as other,
+    ):
+        other.execute("BEGIN EXCLUSIVE")
+        store = ["--limits", "requests=600/s", "--store", f"sqlite:{tmp_path / 'limits.db'}"]
+        process = started("run", rows, "-o", tmp_path / "out.jsonl", "--base-url", server.base_url, *store)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(3)
+        other.execute("ROLLBACK")
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
 
 
 def test_parts_are_read():

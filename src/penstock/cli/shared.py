@@ -17,6 +17,13 @@ from penstock.stores import Store
 
 __all__ = ["file_of_store", "shard_of", "shared"]
 
+PATIENCE = {"file": 60.0, "server": 10.0}
+"""Seconds for which a run waits for its store: a busy disk holds up a file, and a Redis server that fails is replaced,
+but an address may be wrong."""
+
+LONGEST_CLOSE = 5.0
+"""Seconds in which the store is told what is left to say, at the end."""
+
 
 def shard_of(text: str | None) -> tuple[int, int]:
     """Read `2/4`: the second of four parts.
@@ -56,7 +63,7 @@ def shared(url: str, limits_of: LimitsOf, server: Server, stack: ExitStack) -> L
         raise Fault(f'--store: {error}: pip install "penstock[redis]"') from None
     except (OSError, ValueError) as error:
         raise Fault(f"--store: {error}") from None
-    stack.callback(store.close)
+    stack.callback(store.close, LONGEST_CLOSE)
     account = hashlib.blake2b(b"\n".join((server.base_url.encode(), *server.secrets)), digest_size=8).hexdigest()
     made: dict[str, Limiter | Endpoint] = {}
 
@@ -81,11 +88,10 @@ def _open(url: str) -> Store:
 
         if not rest.strip("/"):
             raise ValueError("sqlite: names no file; write it like sqlite:limits.db")
-        return SQLiteStore(rest)
+        return SQLiteStore(rest, patience=PATIENCE["file"])
     from penstock.stores import RedisStore
     from penstock.stores._redis_url import is_address
 
     if not is_address(url):
         raise ValueError(f"{url!r} is not a store; write it like sqlite:limits.db or redis://host")
-
-    return RedisStore(url)
+    return RedisStore(url, patience=PATIENCE["server"])
