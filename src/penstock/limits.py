@@ -377,7 +377,7 @@ def _positive(what: str, value: Any, of: str, read: Callable[[Any], float | None
 def _period(given: Any) -> Period | float:
     """A period of the calendar, or seconds that are none."""
     if isinstance(given, str) and given in PERIODS:
-        return text_of(given)  # type: ignore[return-value]  # one of them
+        return PERIODS[PERIODS.index(given)]
     seconds = None if _numbers.is_bool(given) else _numbers.read_seconds(given)
     if seconds is None or not _SHORTEST <= seconds < math.inf:
         raise ValueError(

@@ -283,12 +283,12 @@ class SchedulerState:
             if request.parker.home is home:
                 self.take_out(request, queue)
 
-    def next_of(self, queue: StoreQueue, now: float) -> SharedRequest | None:
-        """The waiter whose turn is next."""
+    def next_of(self, queue: StoreQueue, now: float) -> Any:
+        """The request whose turn is next; None: there is none."""
         while heads := queue.waiters.heads(now):
             first: Any = heads[0][1]
             if not first.abandoned:
-                return first  # type: ignore[no-any-return]  # all waiters here are requests
+                return first
             self.take_out_all_of(first.parker.home, queue)
         return None
 
