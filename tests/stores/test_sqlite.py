@@ -27,7 +27,7 @@ def anyio_backend():
 
 
 def limiter_on(path):
-    return Limiter(requests=per_second(1e-6, burst=100), name="x", store=SQLiteStore(path, patience=0.05))
+    return Limiter(requests=per_second(1e-6, burst=100), name="x", store=SQLiteStore(path, patience=2.0))
 
 
 @pytest.fixture
