@@ -32,7 +32,7 @@ PYTEST := $(NEEDS_RANKS) PENSTOCK_OPENAI2_PYTHON="$(CURDIR)/$(VENV)-openai2/bin/
 	$(BIN)/python $(MEASURED) -m pytest -q
 # These runs share the tests (tests/parts.py). There are more of them than cores, because many tests wait for processes
 # and servers. Tests of what several processes get in a second run afterwards; they mostly sleep.
-PARTS := 1 2 3 4
+PARTS := 1 2 3 4 5 6
 THROUGHPUT := $(shell grep -rl "pytest\.mark\.throughput" tests --include="test_*.py")
 
 .PHONY: help demo test fuzz coverage check bench docs try-it pictures mutation kills field matrix pages pins pins-field address clean environment
