@@ -238,6 +238,37 @@ async def test_faults_happen_to_these_endpoints_too(virtual_time):
 
 
 @pytest.mark.parametrize(
+    ("fault", "status", "content"),
+    [
+        ("slow_down", 429, b"slow_down"),
+        ("insufficient_quota", 429, b"insufficient_quota"),
+        ("bad_gateway", 502, b"<html>"),
+        ("error_in_200", 200, b"Provider returned error"),
+        ("empty", 200, b""),
+        ("null", 200, b"null"),
+        ("no_choices", 200, b'"data":[]'),
+        ("truncated", 200, None),
+        ("gzip", 200, None),
+    ],
+)
+async def test_whatever_can_go_wrong_goes_wrong_with_files(virtual_time, fault, status, content):
+    """A refused upload keeps no file; of one that was kept, the answer is what the fault makes of it."""
+    client = Client()
+    kept = (await upload(client, [row(1)])).json()["id"]
+    client.account.inject(fault, 3)
+    listed, content_of = [await client.http.get(f"/v1/files{path}") for path in ("", f"/{kept}/content")]
+    assert (listed.status_code, content_of.status_code) == (status, status)
+    whole = jsonl([row(1)])
+    if content is None:
+        assert content_of.content == (whole if fault == "gzip" else whole[: len(whole) // 2])
+    else:
+        assert content in listed.content
+    await upload(client, [row(2)])
+    files = (await client.http.get("/v1/files")).json()["data"]
+    assert len(files) == (1 if status == 429 else 2)
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b"",

@@ -71,6 +71,19 @@ async def test_answers_without_headers_or_compressed_are_answers(virtual_time):
     assert client.account.statistics().answered == 2
 
 
+@pytest.mark.parametrize("fault", ["gzip", "no_headers"])
+async def test_what_is_compressed_or_bare_is_otherwise_as_it_would_be(virtual_time, fault):
+    """An error keeps its status, and the tokens of an answer are charged."""
+    client = Client(output="1000/day", output_tokens=40)
+    client.account.inject(fault, 2)
+    wrong = await client.post(CHAT, {"model": "m"})
+    assert (wrong.status_code, "messages" in wrong.json()["error"]["message"]) == (400, True)
+    spoken = (await client.ask()).json()["usage"]["completion_tokens"]
+    seen = client.account.statistics()
+    assert (seen.answered, seen.failed) == (1, {"400": 1})
+    assert spoken == 40 == seen.limits[0].used
+
+
 async def test_a_stream_may_end_in_the_middle_as_if_that_were_all(virtual_time):
     client = Client()
     client.account.inject("truncated")

@@ -212,8 +212,14 @@ class Account:
                 if meter.unit == "output_tokens":
                     meter.take(tokens)
 
-    def refuse(self, body: _replies.Error, headers: dict[str, str]) -> Refusal:
-        """Refuse a request for another reason than a limit, without a charge."""
+    def refused_by(self, fault: Fault | None) -> Refusal | None:
+        """Refuse a request for another reason than a limit, without a charge; None: the fault is none of those."""
+        if fault == "insufficient_quota":
+            body, headers = _replies.insufficient_quota(), {}
+        elif fault == "slow_down":
+            body, headers = _replies.slow_down(), hints_in(self.simulation.dialect, 1_000_000_000)
+        else:
+            return None
         with self._lock:
             self._refill()
             self._refused[body["error"]["code"]] += 1

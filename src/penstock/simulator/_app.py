@@ -31,23 +31,19 @@ from penstock.simulator._dialects import (
     MESSAGES,
     STREAM,
     error_in,
-    hints_in,
     render_in,
     request_in,
 )
-from penstock.simulator._faulty import answer_badly
-from penstock.simulator._simulation import FAULTS, Simulation
+from penstock.simulator._faulty import OF_ANSWERS, STILL_ANSWERS, answer_badly
+from penstock.simulator._simulation import Simulation
 
 ABORT = "penstock.abort"
 """Key in the connection's state of a function that closes the connection at once."""
 
-_OF_ANSWERS = frozenset(FAULTS) - {"slow_down", "insufficient_quota", "broken_stream", *FAILURES}
-"""Faults of an answer that comes at once."""
-
 _IN_STREAMS = frozenset({"dropped", "hang", "cut_short", "truncated"})
 """Faults that happen in the middle of a stream."""
 
-_OF_STREAMS = _OF_ANSWERS - _IN_STREAMS - {"gzip", "no_headers"}
+_OF_STREAMS = OF_ANSWERS - _IN_STREAMS - {"gzip", "no_headers"}
 """Those that come in its stead."""
 
 _GENERATING = (_replies.CHAT, _replies.RESPONSES, _replies.COMPLETIONS)
@@ -199,11 +195,8 @@ class _Endpoint:
             return
         body = request_in(self.outside, self._read(request, raw), request.path_params.get("model"))
         draw = self.account.draw(self.path, raw)
-        if draw.fault == "insufficient_quota":
-            verdict: dict[str, str] | Refusal = self.account.refuse(_replies.insufficient_quota(), {})
-        elif draw.fault == "slow_down":
-            verdict = self.account.refuse(_replies.slow_down(), hints_in(self.simulation.dialect, 1_000_000_000))
-        else:
+        verdict: dict[str, str] | Refusal | None = self.account.refused_by(draw.fault)
+        if verdict is None:
             counted = body is not None and (self.path not in _media.MEDIA or self.path == _replies.MODERATIONS)
             tokens = self.simulation.charge(self.path, body or {}) if counted else 0
             images, generates = _media.images_in(self.path, body), self.path in _GENERATING
@@ -243,24 +236,19 @@ class _Endpoint:
             content = self.service.said(status, content)
             if draw.fault == "overloaded" and self.simulation.dialect == "anthropic":
                 status = 529
-        elif draw.fault in (_OF_STREAMS if stream else _OF_ANSWERS):
-            assert draw.fault is not None
-            bad = render_in(self.outside, reply) if reply is not None else content
-            bad = bad if isinstance(bad, dict) else {}
-            if draw.fault not in {"gzip", "no_headers"}:
-                self.account.failed(draw.fault)
-            if await answer_badly(draw.fault, bad, headers, request, send, _hang_up):
-                self.account.answered()
-            return
+        bad = draw.fault in (_OF_STREAMS if stream else OF_ANSWERS)
         if reply is not None and content is reply:
-            if stream:
+            if stream and not bad:
                 events = self._stream(reply, draw, request)
                 response: Response = StreamingResponse(events, headers=headers, media_type="text/event-stream")
                 await response(request.scope, request.receive, send)
                 return
             content = render_in(self.outside, reply)
-            self.account.spoke(reply.spoken)
-        if status == 200:
+            if not bad or draw.fault in STILL_ANSWERS:
+                self.account.spoke(reply.spoken)
+        if bad and draw.fault not in STILL_ANSWERS:
+            self.account.failed(str(draw.fault))
+        elif status == 200:
             self.account.answered()
         else:
             self.account.failed(str(status))
@@ -269,7 +257,11 @@ class _Endpoint:
             said: Response = Response(content, status, headers, kind)
         else:
             said = Json(content, status, headers)
-        await said(request.scope, request.receive, send)
+        if bad:
+            assert draw.fault is not None
+            await answer_badly(draw.fault, said, request, send, _hang_up)
+        else:
+            await said(request.scope, request.receive, send)
 
     async def _stream(self, reply: _replies.Answer, draw: Draw, request: Request) -> AsyncIterator[str]:
         own = self.outside != self.path

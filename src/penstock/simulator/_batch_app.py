@@ -11,6 +11,7 @@ import anyio.lowlevel
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from penstock import clock
 from penstock.simulator import _replies
@@ -18,7 +19,9 @@ from penstock.simulator._account import Account
 from penstock.simulator._answering import FAILURES, Json
 from penstock.simulator._batches import ENDED, BatchJob, Library, StoredFile, wrong_batch
 from penstock.simulator._bodies import SILENCE, read_body
+from penstock.simulator._faulty import OF_ANSWERS, STILL_ANSWERS, answer_badly
 from penstock.simulator._multipart import read_form
+from penstock.simulator._simulation import Fault
 
 MAX_FILE = 512 * 1024 * 1024
 """Bytes of a file of any purpose."""
@@ -26,6 +29,17 @@ MAX_FILE = 512 * 1024 * 1024
 _Entry = TypeVar("_Entry", StoredFile, BatchJob)
 
 Handler = Callable[[Request], Awaitable[Response]]
+
+
+class _Endpoint:
+    """One of the endpoints: an ASGI application, as a connection may have to be cut in the middle of its answer."""
+
+    def __init__(self, endpoints: BatchEndpoints, handler: Handler) -> None:
+        self._endpoints = endpoints
+        self._handler = handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._endpoints.respond(self._handler, Request(scope, receive), send)
 
 
 class BatchEndpoints:
@@ -49,42 +63,48 @@ class BatchEndpoints:
     def routes(self) -> list[Route]:
         """Where they are."""
         return [
-            Route("/v1/files", self._guarded(self._upload), methods=["POST"]),
-            Route("/v1/files", self._guarded(self._list_files), methods=["GET"]),
-            Route("/v1/files/{id}", self._guarded(self._file), methods=["GET"]),
-            Route("/v1/files/{id}", self._guarded(self._delete), methods=["DELETE"]),
-            Route("/v1/files/{id}/content", self._guarded(self._content), methods=["GET"]),
-            Route("/v1/batches", self._guarded(self._create), methods=["POST"]),
-            Route("/v1/batches", self._guarded(self._list), methods=["GET"]),
-            Route("/v1/batches/{id}", self._guarded(self._batch), methods=["GET"]),
-            Route("/v1/batches/{id}/cancel", self._guarded(self._cancel), methods=["POST"]),
+            Route("/v1/files", _Endpoint(self, self._upload), methods=["POST"]),
+            Route("/v1/files", _Endpoint(self, self._list_files), methods=["GET"]),
+            Route("/v1/files/{id}", _Endpoint(self, self._file), methods=["GET"]),
+            Route("/v1/files/{id}", _Endpoint(self, self._delete), methods=["DELETE"]),
+            Route("/v1/files/{id}/content", _Endpoint(self, self._content), methods=["GET"]),
+            Route("/v1/batches", _Endpoint(self, self._create), methods=["POST"]),
+            Route("/v1/batches", _Endpoint(self, self._list), methods=["GET"]),
+            Route("/v1/batches/{id}", _Endpoint(self, self._batch), methods=["GET"]),
+            Route("/v1/batches/{id}/cancel", _Endpoint(self, self._cancel), methods=["POST"]),
         ]
 
-    def _guarded(self, handler: Handler) -> Handler:
+    async def respond(self, handler: Handler, request: Request, send: Send) -> None:
         """Keys are looked at first, faults happen, and the time is what it is."""
-
-        async def handle(request: Request) -> Response:
-            denied = self._unauthorized(request)
-            if denied is not None:
-                return denied
+        fault: Fault | None = None
+        response = self._unauthorized(request)
+        if response is None:
             fault = self._account.draw(request.url.path, request.method.encode()).fault
-            if fault in FAILURES:
-                status, content = FAILURES[fault]
-                self._account.failed(str(status))
-                return Json(content, status)
-            if self._busy is None:
-                self._busy = anyio.Lock()
-            async with self._busy:
-                for _ in self.library.advance(clock.wall()):
-                    await anyio.lowlevel.checkpoint()
-            response = await handler(request)
-            if fault == "dropped":
-                self._account.failed("dropped")
-                self._hang_up(request)
-                await request.receive()
-            return response
+            response = self._refused_by(fault) or await self._answer(handler, request)
+        if fault in OF_ANSWERS:
+            if fault not in STILL_ANSWERS:
+                self._account.failed(fault)
+            await answer_badly(fault, response, request, send, self._hang_up)
+        else:
+            await response(request.scope, request.receive, send)
 
-        return handle
+    def _refused_by(self, fault: Fault | None) -> Response | None:
+        refusal = self._account.refused_by(fault)
+        if refusal is not None:
+            return Json(refusal.body, 429, refusal.headers)
+        if fault not in FAILURES:
+            return None
+        status, content = FAILURES[fault]
+        self._account.failed(str(status))
+        return Json(content, status)
+
+    async def _answer(self, handler: Handler, request: Request) -> Response:
+        if self._busy is None:
+            self._busy = anyio.Lock()
+        async with self._busy:
+            for _ in self.library.advance(clock.wall()):
+                await anyio.lowlevel.checkpoint()
+        return await handler(request)
 
     # Files ------------------------------------------------------------------------------------------------------------
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Send
 
-from penstock.simulator._answering import Json
-from penstock.simulator._simulation import Fault
+from penstock.simulator._answering import FAILURES, Json, parse
+from penstock.simulator._simulation import FAULTS, Fault
 
 _PAGE = (
     b"<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>\r\n<center><h1>502 Bad Gateway</h1></center>\r\n"
@@ -23,60 +23,59 @@ _LISTS = ("choices", "data", "output", "content", "candidates")
 """What holds an answer, in the words of any service."""
 
 
+OF_ANSWERS = frozenset(FAULTS) - {"slow_down", "insufficient_quota", "broken_stream", *FAILURES}
+"""Faults of an answer that comes at once."""
+
+STILL_ANSWERS: frozenset[Fault | None] = frozenset({"gzip", "no_headers"})
+"""Faults of an answer that leave it one."""
+
+
 async def answer_badly(
-    fault: Fault,
-    content: dict[str, Any],
-    headers: Mapping[str, str],
-    request: Request,
-    send: Send,
-    hang_up: Callable[[Request], None],
-) -> bool:
-    """Answer a request as a fault has it; whether that is, to the service, an answer.
+    fault: Fault, answer: Response, request: Request, send: Send, hang_up: Callable[[Request], None]
+) -> None:
+    """Answer a request as a fault has it.
 
     Args:
         fault: One that concerns the whole answer.
-        content: What the answer would have been.
-        headers: The same.
+        answer: What the answer would have been.
         request: The request that is answered.
         send: How to send it.
         hang_up: Cuts its connection.
     """
-    bare = {name: value for name, value in headers.items() if "ratelimit" not in name}
     if fault in {"hang", "dropped"}:
         if fault == "dropped":
             hang_up(request)
         await request.receive()  # returns when the connection is gone, so that nothing is sent in its stead
-        return False
-    payload = Json(content).body
+        return
+    payload = bytes(answer.body)
     if fault == "cut_short":
-        start = [(b"content-type", _JSON.encode()), (b"content-length", str(len(payload)).encode())]
-        start += [(name.encode(), value.encode()) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": 200, "headers": start})
-        await send({"type": "http.response.body", "body": bytes(payload[: len(payload) // 2]), "more_body": True})
+        await send({"type": "http.response.start", "status": answer.status_code, "headers": answer.raw_headers})
+        await send({"type": "http.response.body", "body": payload[: len(payload) // 2], "more_body": True})
         hang_up(request)
         await request.receive()
-        return False
-    response: Response
+        return
+    status, kind = answer.status_code, answer.headers["content-type"]
+    headers = {name: value for name, value in answer.headers.items() if not name.startswith("content-")}
+    if fault in {"bad_gateway", "no_headers"}:
+        headers = {name: value for name, value in headers.items() if "ratelimit" not in name}
     if fault == "bad_gateway":
-        response = Response(_PAGE, 502, bare, "text/html")
+        payload, status, kind = _PAGE, 502, "text/html"
     elif fault == "gzip":
-        response = Response(gzip.compress(payload), 200, {**headers, "content-encoding": "gzip"}, _JSON)
-    elif fault == "no_headers":
-        response = Response(payload, 200, bare, _JSON)
-    else:
-        response = Response(_strange(fault, content, payload), 200, headers, _JSON)
-    await response(request.scope, request.receive, send)
-    return fault in {"gzip", "no_headers"}
+        payload, headers["content-encoding"] = gzip.compress(payload), "gzip"
+    elif fault == "truncated":
+        payload = payload[: len(payload) // 2]
+    elif fault != "no_headers":
+        payload, status, kind = _strange(fault, payload), 200, _JSON
+    await Response(payload, status, headers, kind)(request.scope, request.receive, send)
 
 
-def _strange(fault: Fault, content: dict[str, Any], payload: bytes | memoryview) -> bytes:
+def _strange(fault: Fault, payload: bytes) -> bytes:
     """The body of a success that is none."""
-    if fault == "truncated":
-        return bytes(payload[: len(payload) // 2])
     if fault == "empty":
         return b""
     if fault == "null":
         return b"null"
+    content = parse(payload) or {}
     if fault == "no_choices":
         lists: dict[str, Any] = {name: [] for name in _LISTS if name in content}
         if isinstance(content.get("message"), dict):  # Cohere's
