@@ -244,7 +244,7 @@ def test_a_dependency_of_fastapi_gives_the_endpoint_its_permit(quotas):
     assert refused.status_code == 429
     assert '"tokens-hour";r=0;t=' in refused.headers["ratelimit"]
     assert 1 <= int(refused.headers["retry-after"]) <= 3_600
-    assert "'alice' has used 100 of 100 tokens a hour" in refused.json()["detail"]
+    assert "'alice' has used 100 of 100 tokens an hour" in refused.json()["detail"]
     assert (
         app.openapi()["paths"]["/"]["get"]["parameters"][0]["name"] == "tokens"
     )  # nothing of ours is asked of clients

@@ -247,10 +247,16 @@ def test_users_have_odd_names(make, user):
     assert len([quota for quota in quotas.all() if quota.user == str(user)]) == 2
 
 
-@pytest.mark.parametrize("user", [None, "", "x" * 1_001, "\ud800"])
+@pytest.mark.parametrize("user", [None, "", "x" * 1_001, "\ud800", b"", b"\xff"])
 def test_a_call_says_whose_it_is(make, user):
     with pytest.raises(ValueError, match=r"a user must have a name|lone surrogate"):
         make({"requests": "2/day"})(user)
+
+
+def test_a_name_out_of_a_header_is_that_name(make):
+    """ASGI has headers as bytes."""
+    quotas = make({"requests": "1/day"})
+    assert [spend(quotas, user, 1) for user in ("Zoë", "Zoë".encode())] == [0, 1]
 
 
 def test_a_unit_that_nobody_counts_is_an_error_and_one_without_a_cap_is_not(make):
@@ -350,6 +356,16 @@ async def test_a_function_decides_and_its_decisions_are_recorded(make):
     assert (quota.limit, quota.extra, quota.used) == (18, 8, 18)
 
 
+def test_a_function_may_decide_by_numpy(make):
+    """Whose truth has an `__index__` too: True let one unit more through, where all that were missing were meant."""
+
+    class bool_:  # noqa: N801 - as numpy calls its own
+        def __index__(self):
+            return 1
+
+    charge(make({"tokens": "10/day"}, review=lambda _: bool_()), "alice", tokens=13)
+
+
 def test_a_function_that_allows_too_little_is_asked_once(make):
     """It was asked eight times, and the caps were said to change too fast."""
     asked = []
@@ -424,8 +440,9 @@ def test_an_approval_without_a_review_says_how_much(make):
         quotas.approve("alice", "requests")
     with pytest.raises(ValueError, match="has no cap of tokens"):
         quotas.approve("alice", "tokens", 5)
-    with pytest.raises(ValueError, match="more must be a finite number of units above 0"):
-        quotas.approve("alice", "requests", -5)
+    for wrong in (-5, True):
+        with pytest.raises(ValueError, match="more must be a finite number of units above 0"):
+            quotas.approve("alice", "requests", wrong)
     quotas.approve("alice", "requests", 1)
     assert spend(quotas, "alice", 3) == 1
 

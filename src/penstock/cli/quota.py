@@ -18,7 +18,7 @@ from penstock.runner.files import is_special
 from penstock.stores import RedisStore, SQLiteStore
 from penstock.stores._redis_url import is_address
 from penstock.usage import Quota, Quotas, Review
-from penstock.usage.words import counted, moment, named
+from penstock.usage.words import a_period, counted, moment, named
 
 __all__ = ["quota"]
 
@@ -137,7 +137,7 @@ def set_caps(
     for one in found:
         write(
             f"{visible(user)}: "
-            f"{named(one.unit, one.limit)} a {one.period} ({one.tz}), {counted(one.unit, one.used)} used"
+            f"{named(one.unit, one.limit)} {a_period(one.period)} ({one.tz}), {counted(one.unit, one.used)} used"
         )
     if not found:
         write(f"{visible(user)}: no caps")

@@ -12,6 +12,7 @@ from penstock import limits as _limits
 from penstock._text import repr_of
 from penstock.errors import UnknownUnit
 from penstock.limits import Calendar, Limit, Period, Unlimited
+from penstock.usage.words import a_period
 
 UNITS = ("requests", "tokens", "dollars")
 """What is always counted. Others are those that the caps for everybody name."""
@@ -62,7 +63,7 @@ class Cap:
         return Calendar(max(self.amount, NOTHING), self.period, self.tz, least(unit))
 
     def __str__(self) -> str:
-        return f"{_numbers.show(self.amount)} a {self.period}" + ("" if self.tz == "UTC" else f" ({self.tz})")
+        return f"{_numbers.show(self.amount)} {a_period(self.period)}" + ("" if self.tz == "UTC" else f" ({self.tz})")
 
 
 class CapKey(NamedTuple):

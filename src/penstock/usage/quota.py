@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from penstock.errors import RateLimited
-from penstock.usage.words import moment
+from penstock.usage.words import a_period, moment
 
 
 class QuotaExceeded(RateLimited):
@@ -44,11 +44,12 @@ class QuotaExceeded(RateLimited):
         again_at = quota.resets_at if is_this_period or wait == math.inf else round(now + wait)
         again = "at " + moment(again_at, quota.tz) if ever else "never, as it is more than all of it"
         unit = "" if quota.unit == "dollars" else f" {quota.unit}"
+        period = a_period(quota.period)
         used, limit, more = (_shown(quota.unit, amount) for amount in (quota.used, quota.limit, asked))
         error = cls(
-            f"{quota.user!r:.200} has used {used} of {limit}{unit} a {quota.period} and asks for {more}: again {again}",
+            f"{quota.user!r:.200} has used {used} of {limit}{unit} {period} and asks for {more}: again {again}",
             retry_after=wait if ever else math.inf,
-            blocked_by=f"{quota.unit} a {quota.period} of {quota.user!r:.200}",
+            blocked_by=f"{quota.unit} {period} of {quota.user!r:.200}",
         )
         error.user, error.unit, error.limit, error.used, error.asked = (
             quota.user, quota.unit, quota.limit, quota.used, asked,

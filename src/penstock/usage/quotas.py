@@ -24,7 +24,7 @@ from typing import Any, Literal, Self, get_args
 from anyio import to_thread
 
 from penstock import clock
-from penstock._numbers import Number, amount
+from penstock._numbers import Number, amount, is_bool
 from penstock._text import read_word, repr_of, text_of
 from penstock._validation import check_hook, merge_given
 from penstock.errors import ConfigurationConflict, RateLimited, StoreError, Unsatisfiable
@@ -299,7 +299,7 @@ class Quotas:
         Raises:
             ValueError: There is no pending review, and no `more`; or the user has no such cap.
         """
-        allowed = None if more is None else amount(more)
+        allowed = None if more is None or is_bool(more) else amount(more)
         if more is not None and not allowed:
             raise ValueError(f"more must be a finite number of units above 0, not {repr_of(more)}")
         return self._decided(user, unit, allowed, by)
@@ -513,10 +513,10 @@ class _Charge:
 
 def _units(answer: Any, missing: float) -> float:
     """How many units more the answer of a review allows."""
-    if answer is None or answer is False:
+    if answer is None:
         return 0.0
-    if answer is True:
-        return missing
+    if is_bool(answer):
+        return missing if answer else 0.0
     units = amount(answer)
     if units is None:
         raise ValueError(f"a review must return True, False, or a number of units more, not {repr_of(answer)}")
@@ -524,7 +524,9 @@ def _units(answer: Any, missing: float) -> float:
 
 
 def read_user(user: object) -> str:
-    """A user's name; ValueError where it is none, or one that no store can keep."""
+    """A user's name; ValueError where it is none, or one that no store can keep. Bytes, as of a header, are UTF-8."""
+    if isinstance(user, bytes):
+        user = user.decode(errors="surrogateescape")
     text = "" if user is None else text_of(user)
     if not text or len(text) > 1_000:
         raise ValueError(

@@ -21,6 +21,11 @@ def named(unit: str, amount: float) -> str:
     return counted(unit, amount) if unit == "dollars" else f"{counted(unit, amount)} {name}"
 
 
+def a_period(period: str) -> str:
+    """`a day`, `an hour`."""
+    return f"{'an' if period == 'hour' else 'a'} {period}"
+
+
 def moment(at: float, tz: str) -> str:
     """A moment, in seconds since 1970, as a clock of that time zone shows it."""
     return f"{datetime.fromtimestamp(at, ZoneInfo(tz)):%Y-%m-%d %H:%M %Z}"
