@@ -26,6 +26,8 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 MUTANTS = ROOT / "mutants"
 CORE = MUTANTS / "src/penstock/_core"
@@ -94,6 +96,16 @@ def cases(test: Callable[..., object]) -> Iterator[dict[str, Any]]:
         yield {name: value for one in chosen for name, value in one.items()}
 
 
+def patched(test: Callable[..., object]) -> Callable[..., object]:
+    """A test with the one fixture that needs nothing else."""
+
+    def call(**arguments: Any) -> None:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            test(monkeypatch=monkeypatch, **arguments)
+
+    return call
+
+
 def bounded(test: Callable[..., object], arguments: dict[str, Any], seconds: float) -> None:
     """Call a test, and raise `Hung` when it takes longer.
 
@@ -115,11 +127,13 @@ def calls_for(name: str) -> list[Call]:
             if not inspect.isfunction(test) or inspect.iscoroutinefunction(test):
                 continue
             for arguments in cases(test):
-                if set(inspect.signature(test).parameters) - arguments.keys():
-                    break  # a fixture
+                fixtures = inspect.signature(test).parameters.keys() - arguments.keys()
+                if fixtures - {"monkeypatch"}:
+                    break
+                call = patched(test) if fixtures else test
                 begin = time.process_time()
-                bounded(test, arguments, 60)
-                found.append((time.process_time() - begin, test, arguments))
+                bounded(call, arguments, 60)
+                found.append((time.process_time() - begin, call, arguments))
     return sorted((call for call in found if call[0] < LONGEST), key=lambda call: call[0])
 
 

@@ -149,6 +149,22 @@ def test_a_queue_that_was_interrupted_at_any_line_is_rebuilt_as_it_was(monkeypat
     assert line > 5
 
 
+@pytest.mark.parametrize("room", [3.0, 0.0])
+def test_a_call_that_is_interrupted_at_any_line_is_charged_nowhere(room):
+    """Whether all its limits are ready, or the third is not and what was charged before it is taken back."""
+    line, interrupted = 0, True
+    while interrupted:
+        line += 1
+        states = World().states
+        states[2].meter.charge(3.0 - room, 0.0)
+        charges = tuple((state, 1.5) for state in states)
+        before = [state.meter.used(0.0) for state in states]
+        interrupted = interrupted_at(line, lambda charges=charges: charge_if_ready(charges, 0.0, 0.0))
+        if interrupted:
+            assert [state.meter.used(0.0) for state in states] == before
+    assert line > 20
+
+
 class _Failing(Meter):
     """Counts, and raises at the n-th call of any method that charges."""
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock import Rate, calendar, in_flight, sliding
-from penstock._core.charging import charge, charge_if_ready, give_back, ready_at, ready_behind, undo
+from penstock._core.charging import charge, charge_if_ready, give_back, postponed, ready_at, ready_behind, undo
 from penstock._core.limit_state import LimitState
 from penstock._core.meter import Meter
 from penstock._core.queue import Queue, Waiter
@@ -181,6 +181,22 @@ def test_a_call_that_stands_behind_others_is_ready_after_them_in_each_of_its_lim
     assert ready_behind(charges, {}, 0.0) == (1.5, states[1])
     large = slots_of([Rate(10, 1.0, 10, overdraft=True)])
     assert ready_behind(charges_of(large, [25]), {large[0]: 25.0}, 0.0) == (2.5, large[0])
+
+
+def test_a_call_that_takes_time_on_its_way_counts_from_its_arrival():
+    """But not on a limit that is of another kind by now, which cannot read its receipt."""
+    states = slots_of([sliding(10, 1.0), sliding(10, 1.0)])
+    charges = charges_of(states, [4, 3])
+    receipts = charge(charges, 0.0)
+    states[1].promise(Rate(20, 1.0), 0.0)
+    used = states[1].meter.used(0.1)
+    later = postponed(charges, receipts, 0.5, 0.1)
+    assert later[1] == receipts[1]
+    assert states[1].meter.used(0.1) == used
+    assert later[0][0] is states[0].meter
+    assert (states[0].meter.level(1.4), states[0].meter.ready_at(10, 1.4)) == (6, 1.5)
+    give_back(charges, later, 1.4)
+    assert states[0].meter.level(1.4) == 10
 
 
 def test_nothing_is_charged_on_a_paused_slot_until_its_last_moment():
@@ -386,6 +402,8 @@ def test_each_charge_has_its_mark():
         give_back(charges, receipts[:1], 0.0)
     with pytest.raises(ValueError, match="zip"):
         undo(charges, receipts[:1], 0.0)
+    with pytest.raises(ValueError, match="zip"):
+        postponed(charges, receipts[:1], 0.5, 0.0)
 
 
 def test_a_call_that_waits_for_two_places_is_not_starved_by_those_that_need_one():
