@@ -106,7 +106,7 @@ def test_time_of_a_pause_is_not_made_up_for():
 
 
 def test_time_in_which_another_limit_was_not_ready_is_not_made_up_for():
-    """A place that comes back is no late timer, nor is a slower limit."""
+    """A place that comes back is no late timer."""
     queue, states, charges = one(Rate(10, 1.0, 1), in_flight(1))
     for _ in range(3):
         queue.join(Waiter(charges), 0.0)
@@ -116,12 +116,27 @@ def test_time_in_which_another_limit_was_not_ready_is_not_made_up_for():
     admit(queue, 4.0, lambda waiter, receipts, now: held.append(receipts))
     states[1].meter.give_back(1.0, held[1][1][1], 4.01)
     assert grants(queue, 4.01) == ([], pytest.approx(4.1))
-    queue, states, charges = one(Rate(10, 1.0, 1), Rate(1, 1.0, 1))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_time_in_which_a_slower_limit_was_not_ready_is_not_made_up_for(order):
+    limits = [Rate(10, 1.0, 1), Rate(1, 1.0, 1)]
+    queue, _, charges = one(*limits[::order])
     for _ in range(3):
         queue.join(Waiter(charges), 0.0)
     assert grants(queue, 0.0) == ([1], pytest.approx(1.0))
     assert grants(queue, 1.02) == ([2], pytest.approx(2.0))
-    assert ready_at(charges[:1], 1.02)[0] == pytest.approx(1.1), "it was late by 0.02, and not since 0.1"
+    fast = charges[::order][:1]
+    assert ready_at(fast, 1.02)[0] == pytest.approx(1.1), "it was late by 0.02, and not since 0.1"
+
+
+@pytest.mark.parametrize(("late", "made_up_for"), [(5e-7, 0.0), (2e-6, 2e-6)])
+def test_a_turn_that_is_late_by_less_than_a_microsecond_counts_as_punctual(late, made_up_for):
+    queue, _, charges = one(Rate(10, 1.0, 1))
+    for _ in range(3):
+        queue.join(Waiter(charges), 0.0)
+    now = grants(queue, 0.0)[1] + late
+    assert grants(queue, now) == ([2], pytest.approx(now + 0.1 - made_up_for, abs=1e-7))
 
 
 def test_a_late_turn_can_be_cancelled_and_given_back_like_any_other():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock import Rate, calendar, in_flight, sliding
+from penstock import Rate, calendar, in_flight, sliding, unlimited
 from penstock._core.charging import charge, charge_if_ready, give_back, postponed, ready_at, ready_behind, undo
 from penstock._core.limit_state import LimitState
 from penstock._core.meter import Meter
@@ -363,6 +363,24 @@ def test_what_was_used_stays_used_when_a_limit_of_the_calendar_takes_over(lead):
     charge(((in_1970, 8.0),), 86_399.5)
     in_1970.promise(calendar(10, "day"), 86_399.5)
     assert in_1970.meter.ready_at(10, 86_399.5) == 86_400.0, "without a lead the process began with the calendar"
+
+
+@pytest.mark.parametrize("lead", [0.0, 1.7e9])
+def test_a_new_limit_goes_on_from_what_another_has_counted(lead):
+    before = LimitState("requests", Rate(10, 86_400.0), "requests")
+    charge(((before, 8.0),), 5.0)
+    for limit, left in [(calendar(10, "day"), 2), (sliding(20, 60.0), 12), (in_flight(3), 3)]:
+        state = LimitState("requests", limit, "requests")
+        state.go_on_from(before.meter, 5.0, lead)
+        if state.meter.calendar:
+            state.meter.follow(lead)
+        assert state.meter.level(6.0) == pytest.approx(left, abs=1e-3)
+    assert before.meter.level(6.0) == pytest.approx(2, abs=1e-3)
+
+
+def test_what_is_unlimited_is_no_part_of_what_a_flow_has_used():
+    """A call's cost counts as seconds of a limit's throughput."""
+    assert slots_of([unlimited])[0].throughput == math.inf
 
 
 def test_a_new_slot_counts_nobody_and_is_not_paused():
