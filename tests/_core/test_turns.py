@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock import Rate, calendar, in_flight, sliding, unlimited
+from penstock._core import turns
 from penstock._core.charging import charge, charge_if_ready, give_back, postponed, ready_at, ready_behind, undo
 from penstock._core.limit_state import LimitState
 from penstock._core.meter import Meter
@@ -98,6 +99,28 @@ def test_passing_delays_nobody_and_nobody_is_held_back_for_nothing(limits, used,
                 for state, amount in earlier.charges
                 if state in dict(waiter.charges)
             ), "it could go and would delay nobody, and was held back"
+
+
+@pytest.mark.parametrize("many", [0, 32])
+@given(
+    limits=st.tuples(st.just(in_flight(12)), LIMITS, LIMITS),
+    used=st.tuples(st.just(12), st.integers(0, 12), st.integers(0, 12)),
+    calls=st.permutations([(1, 6, 0), (1, 0, 8), (0, 5, 0), (0, 0, 3), (0, 3, 6), (0, 12, 1)]),
+)
+def test_between_two_turns_nobody_could_have_gone(many, limits, used, calls):
+    """Promise 7: if nothing comes back, the moment that `admit` names is the first at which it grants anybody."""
+    states, now = slots_of(limits), 3.0
+    charge(charges_of(states, used), now)
+    queue = Queue(math.inf)
+    for call in calls:
+        queue.join(Waiter(charges_of(states, call)), now)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(turns, "MANY", many)
+        next_turn = admit(queue, now, lambda *_: None)
+        waiting = set(queue)
+        for part in range(1, 9):
+            admit(queue, now + part / 8 * (min(next_turn, 6.0) - now) - 1e-6, lambda *_: None)
+            assert set(queue) == waiting
 
 
 @given(
@@ -225,8 +248,8 @@ def test_a_call_that_waits_for_a_place_lets_pass_what_leaves_it_what_it_needs():
         queue.join(waiter, 0.0)
     next_turn = admit(queue, 0.0, lambda waiter, *_: granted.append(waiter))
     assert granted == [small]
-    assert next_turn == math.inf, "only a release helps the head, and the other is held back for it"
-    assert admit(queue, 0.4, lambda waiter, *_: granted.append(waiter)) == math.inf
+    assert next_turn == pytest.approx(0.4), "until there is enough for both the other is held back for the head"
+    assert admit(queue, next_turn, lambda waiter, *_: granted.append(waiter)) == math.inf
     assert granted == [small, large]
 
 

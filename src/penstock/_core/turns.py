@@ -114,8 +114,12 @@ def _admit_few(queue: Queue, now: float, grant: Grant) -> float:
         due = _due(queue, waiter, now) if queue.due < now else now
         while True:  # one after another of this shape, as long as no other shape's head comes between
             charges: Charges = waiter.charges
-            if blocked and when_ready(charges, now) <= now and _delayed(blocked, charges, now) is not None:
-                break  # it could go, but a waiter before it would be later
+            if blocked and when_ready(charges, now) <= now:
+                delayed, moment = _delayed(blocked, charges, now)
+                if delayed is not None:  # it could go, but a waiter before it would be later
+                    if moment > now:
+                        next_turn = min(next_turn, moment)
+                    break
             receipts = waiter.receipts = charge_if_ready(charges, now, due)
             if receipts is None:
                 next_turn = min(next_turn, when_ready(charges, now))
@@ -135,13 +139,17 @@ def _admit_few(queue: Queue, now: float, grant: Grant) -> float:
     return now if granted and queue.knows_flows else next_turn
 
 
-def _delayed(blocked: list[tuple[Waiter, float]], charges: Charges, now: float) -> LimitState | None:
-    """The limit on which charging `charges` now would delay one of the blocked waiters."""
+def _delayed(blocked: list[tuple[Waiter, float]], charges: Charges, now: float) -> tuple[LimitState | None, float]:
+    """The limit on which charging `charges` now would delay one of the blocked waiters, and when to look again."""
     for earlier, horizon in blocked:
         state = _delays(charges, earlier, horizon, now)
         if state is not None:
-            return state
-    return None
+            if horizon > now:
+                return state, horizon
+            # It is unknown when the blocked waiter goes. Look again as soon as there is enough for both.
+            both = dict(charges)[state] + dict(earlier.charges)[state]
+            return state, state.ready_at(both, now) if both <= state.limit.capacity else math.inf
+    return None, math.inf
 
 
 def _admit_many(queue: Queue, now: float, grant: Grant) -> float:
@@ -264,19 +272,10 @@ class _Turn:
 
     def _delayed(self, charges: Charges) -> LimitState | None:
         """The limit on which charging `charges` now would delay a protected waiter."""
-        now = self._now
-        for earlier, horizon in self._blocked:
-            state = _delays(charges, earlier, horizon, now)
-            if state is not None:
-                moment = horizon
-                if horizon <= now:
-                    # It is unknown when the protected waiter goes. Look again as soon as there is enough for both.
-                    both = dict(charges)[state] + dict(earlier.charges)[state]
-                    moment = state.ready_at(both, now) if both <= state.limit.capacity else math.inf
-                if moment > now:
-                    self._next_turn = min(self._next_turn, moment)
-                return state
-        return None
+        state, moment = _delayed(self._blocked, charges, self._now)
+        if moment > self._now:
+            self._next_turn = min(self._next_turn, moment)
+        return state
 
     def serve(self, queue: Queue, waiter: Waiter, grant: Grant) -> None:
         """Grant this head, and those behind it while no other shape's head comes between; or find what blocks it."""
