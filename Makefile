@@ -101,7 +101,7 @@ pictures: environment ## draw the pictures of the docs and write their tables ag
 	$(BIN)/python tools/pictures.py
 	$(BIN)/python tools/measured.py
 
-mutation: environment ## change the core one thing at a time, break each promise, and see a test fail; JOBS=2 for two at a time; QUICK="flows decision", or QUICK=all, by the pure tests alone
+mutation: environment ## change the core one thing at a time, break each promise, and see a test fail; JOBS=2 for two at a time; QUICK="flows decision", or QUICK=all, by the pure tests alone, SAMPLE=150 of each
 ifdef QUICK
 	$(BIN)/python tools/quick_mutation.py $(filter-out all,$(QUICK))
 else

@@ -5,6 +5,7 @@
 mutmut makes the mutants, and chooses one by an environment variable at each call. So one process imports the tests once
 and calls them as plain functions, those that took least first, until one fails. What needs a fixture, a server, an
 event loop or more than a second is left out, so what survives here may still be killed by `tools/mutation.py`.
+With SAMPLE=150 in the environment it tries so many of each file, chosen at random, and the same at every run.
 
 Prints the table of that tool, and each survivor as a difference. Ends with 0 in any case.
 """
@@ -15,6 +16,7 @@ import importlib
 import inspect
 import itertools
 import os
+import random
 import re
 import signal
 import subprocess
@@ -168,14 +170,18 @@ def look_at(name: str) -> None:
     hypothesis.settings.load_profile("mutants")
     source = (CORE / f"{name}.py").read_text(encoding="utf-8")
     names = re.findall(r"^\s*def (x[^ (]*__mutmut_\d+)\(", source, re.MULTILINE)
+    shown_name, sample = name, int(os.environ.get("SAMPLE", len(names)))
+    if sample < len(names):
+        shown_name = f"{name}, {sample} of {len(names)}"
+        names = random.Random(name).sample(names, sample)  # noqa: S311 - no secret
     calls = calls_for(name)
     fates = {f"penstock._core.{name}.{one}": "" for one in names}
     for mutant in fates:
         fates[mutant] = fate_of(mutant, calls)
     counts = Counter(fates.values())
-    noticed = counts["killed"] + counts["hung"]
-    share = 100 * noticed / max(1, len(names))
-    print(f"| {name} | {len(names)} | {counts['killed']} | {counts['hung']} | {counts['survived']} | {share:.1f} % |")
+    killed, hung, survived = (counts[fate] for fate in ("killed", "hung", "survived"))
+    share = 100 * (killed + hung) / max(1, len(names))
+    print(f"| {shown_name} | {len(names)} | {killed} | {hung} | {survived} | {share:.1f} % |")
     for mutant in [one for one, fate in fates.items() if fate == "survived"]:
         shown = subprocess.run(
             [sys.executable, "-m", "mutmut", "show", mutant], cwd=ROOT, capture_output=True, text=True, check=False

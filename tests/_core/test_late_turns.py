@@ -130,6 +130,16 @@ def test_time_in_which_a_slower_limit_was_not_ready_is_not_made_up_for(order):
     assert ready_at(fast, 1.02)[0] == pytest.approx(1.1), "it was late by 0.02, and not since 0.1"
 
 
+def test_a_turn_that_was_announced_for_another_call_is_late_only_since_it_could_have_gone():
+    queue, _, charges = one(Rate(10, 1.0, 1), Rate(1, 1.0, 1), Rate(10, 1.0, 1))
+    for _ in range(2):
+        queue.join(Waiter(charges[:2]), 0.0)
+        queue.join(Waiter(charges[2:]), 0.0)
+    assert grants(queue, 0.0) == ([1, 2], pytest.approx(0.1))
+    assert grants(queue, 1.02) == ([3, 4], math.inf)
+    assert ready_at(charges[:1], 1.02)[0] == pytest.approx(1.1)
+
+
 @pytest.mark.parametrize(("late", "made_up_for"), [(5e-7, 0.0), (2e-6, 2e-6)])
 def test_a_turn_that_is_late_by_less_than_a_microsecond_counts_as_punctual(late, made_up_for):
     queue, _, charges = one(Rate(10, 1.0, 1))
