@@ -382,6 +382,17 @@ def test_a_wall_clock_that_stood_years_ahead_stops_nobody_for_years():
     assert window.level(midnight + 86_401) == 2
 
 
+def test_a_second_step_back_before_anything_was_spent_forgets_nothing_of_the_first():
+    window = day_window(10, 2026, 1, 20, 12)
+    window.charge(8, 0.0)
+    window.follow(window.offset - 10 * 86_400)
+    assert (window.level(0.0), window.level(86_400.0)) == (2, 10)
+    window.follow(window.offset - 86_400)
+    assert window.level(86_400.0) == 10
+    window.follow(window.offset + 10 * 86_400)
+    assert window.level(86_400.0) == 2
+
+
 def test_what_was_spent_in_a_day_that_the_clock_passes_over_counts_nowhere():
     window = day_window(10, 2026, 1, 10, 12)
     window.charge(8, 0.0)
