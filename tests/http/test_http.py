@@ -13,6 +13,7 @@ import pytest
 import penstock.http
 from penstock import Keyed, Limiter, Rate, RateLimited, Unsatisfiable, per_minute
 from penstock.http import limit_http_client, transport
+from penstock.llm import limit_client
 
 pytestmark = pytest.mark.anyio
 
@@ -204,6 +205,13 @@ def test_no_http_library_is_loaded_before_its_class_is_asked_for():
 async def test_what_is_no_limiter_is_refused(limiter):
     with pytest.raises(ValueError, match='a Limiter, a function of the request that returns one, or "auto"'):
         limit_http_client(httpx.AsyncClient(), limiter)
+
+
+@pytest.mark.parametrize("limit", [limit_http_client, limit_client])
+async def test_a_limiter_per_key_needs_a_function_that_says_which(limit):
+    """A `Keyed` can be called, as it is a decorator, so it was taken for a function of the request."""
+    with pytest.raises(ValueError, match=r"such as `lambda request: per_host\[request\.url\.host\]`"):
+        limit(httpx.AsyncClient(), Keyed(requests="1/s"))
 
 
 async def test_what_is_no_client_is_refused():

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from penstock import Calendar, InFlight, Limit, Limiter, Rate, Sliding
+from penstock import Calendar, InFlight, Keyed, Limit, Limiter, Rate, Sliding
 from penstock._text import repr_of
 from penstock.errors import PenstockError
 from penstock.llm import tables
@@ -185,6 +185,11 @@ def nothing_to_see(_: str) -> Endpoint:
 
 def by_limiter(limiter_of: Callable[[Any], Any]) -> Callable[[Any], Endpoint | None]:
     """The endpoint of the limiter that a function returns; one for all that have the same limits, as `a & b` has."""
+    if isinstance(limiter_of, Keyed):  # which can be called: it is a decorator
+        raise ValueError(
+            "a Keyed has a limiter for each key: give a function of the request that says which, such as "
+            "`lambda request: per_host[request.url.host]`"
+        )
     known: dict[tuple[object, ...], Endpoint] = {}
 
     def endpoint_of(request: Any) -> Endpoint | None:
