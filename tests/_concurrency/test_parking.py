@@ -1,11 +1,101 @@
-"""Waiting works while another thread is in the middle of importing an event loop's library."""
+"""A parker is of the loop that runs here; waiting works while another thread is importing an event loop's library."""
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import os
 import subprocess
 import sys
+import types
+from weakref import ref
 
 import pytest
+
+from penstock._concurrency import parking
+
+
+async def _home():
+    return parking.here().home
+
+
+async def _is_of_this_loop():
+    return await _home() is await _home() is asyncio.get_running_loop()
+
+
+def test_a_parker_is_of_the_loop_that_runs_here_and_not_of_one_that_ran_before():
+    one, other = asyncio.new_event_loop(), asyncio.new_event_loop()
+    try:
+        for loop in (one, other, one, one):
+            assert loop.run_until_complete(_home()) is loop
+            assert parking.here().home is parking.THREADS
+    finally:
+        one.close()
+        other.close()
+
+
+@pytest.mark.asyncio
+async def test_a_parker_of_another_thread_is_not_of_the_loop_that_runs_beside_it():
+    assert parking.here().home is asyncio.get_running_loop()
+    assert (await asyncio.to_thread(parking.here)).home is parking.THREADS
+    assert await asyncio.to_thread(asyncio.run, _is_of_this_loop())
+    assert parking.here().home is asyncio.get_running_loop()
+
+
+@pytest.mark.skipif(not parking._ASKING_IS_SLOW, reason="asyncio is asked each time")
+@pytest.mark.asyncio
+async def test_a_loop_that_is_run_inside_another_has_its_own_parkers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nest_asyncio", types.ModuleType("nest_asyncio"))
+    outer, inner = asyncio.get_running_loop(), asyncio.new_event_loop()
+    assert parking.here().home is outer
+    asyncio._set_running_loop(None)
+    try:
+        home = inner.run_until_complete(_home())
+    finally:
+        asyncio._set_running_loop(outer)
+        inner.close()
+    assert home is inner
+    assert parking.here().home is outer
+
+
+def test_a_loop_that_was_run_is_freed():
+    loop = asyncio.new_event_loop()
+    assert loop.run_until_complete(_is_of_this_loop())
+    loop.close()
+    freed = ref(loop)
+    del loop
+    gc.collect()
+    assert freed() is None
+
+
+FORK = """
+import asyncio, os
+from penstock._concurrency import parking
+
+async def home():
+    return parking.here().home, asyncio.get_running_loop()
+
+async def fork():
+    mine, running = await home()
+    assert mine is running
+    child = os.fork()
+    if child == 0:
+        assert parking.here().home is parking.THREADS
+        mine, running = asyncio.run(home())
+        os._exit(0 if mine is running else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+print(asyncio.run(fork()))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_the_child_of_a_fork_has_no_parkers_of_its_parents_loop():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
 
 BETWEEN = "import __main__; __main__.begun.set(); __main__.go_on.wait(60)"
 

@@ -338,10 +338,10 @@ class BatchInFlight:
                 more = int(granted) - 1
                 receipts = zip(_receipts(numbers, begin, at), amounts, strict=True)
                 verdicts += zip(*[accumulate(repeat(by, more), initial=first) for first, by in receipts], strict=True)
-            if granted < times:
-                break
-        asked = sum([times for times, _ in series.runs])
-        return self._read_each(numbers, at, self.asked[len(verdicts) : series.first + asked], verdicts)
+            if granted < times:  # the others one by one
+                asked = sum([times for times, _ in series.runs])
+                return self._read_each(numbers, at, self.asked[len(verdicts) : series.first + asked], verdicts)
+        return at
 
     def _read_each(self, numbers: Sequence[float], at: int, asked: Sequence[Any], verdicts: list[Verdict]) -> int:
         """Read the verdicts on these; return the index behind them."""
