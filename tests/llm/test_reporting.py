@@ -224,14 +224,14 @@ async def iter_of(*pieces):
         yield piece
 
 
-def test_models_that_were_told_of_are_not_remembered_for_ever(events, monkeypatch):
+def test_models_whose_limits_were_reported_are_not_remembered_for_ever(events, monkeypatch):
     monkeypatch.setattr(reporting, "_REMEMBERED", 3)
     listener = reporting.Listener(events)
     for number in range(10):
         for _ in range(2):
             listener.limits(f"model {number}", {"requests": (per_minute(60),)})
     assert len(events.of(Reconfigured)) == 10
-    assert len(listener._told) <= 3
+    assert len(listener._reported) <= 3
 
 
 async def test_a_hook_that_fails_costs_no_answer(lib, caplog):

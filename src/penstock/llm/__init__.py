@@ -12,7 +12,7 @@ Inside, from the top down:
     transport        all of it under an HTTP client: the only part that sends anything
     exchange         one request and its answer: what is sent when;  streams: those that are left before their end
     lost_answers     those that only the garbage collector finds
-    reporting        what listeners are told of a request
+    reporting        what listeners hear of a request
     refusals         what we answer in the service's stead
     discovered       the limits that some requests share, where they are not known yet
     shared_limits    the same, kept in a store once they are known
@@ -23,7 +23,7 @@ What follows is pure, but for tiktoken's files and the tables:
 
     discovery        what the server can be counted on to have, put together from estimates: `penstock.llm.learning`
     tables           the limits that a service has published;  prices: what models cost
-    tokens           what a request costs, told from its body;  media, tool_tokens: of images, files and tools
+    tokens           what a request costs, estimated from its body;  media, tool_tokens: of images, files and tools
     usage_reader     what an answer used, read as it passes
     failures         what an error means: wait, back off, give up
     wording          which limit an error's words are about, and for how long

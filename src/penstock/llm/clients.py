@@ -341,7 +341,7 @@ class _Answers:
         if "input_tokens" in limited and self._estimates:
             charged["input_tokens"] = tokens
         learns = endpoint.learns
-        # Of a server that told nothing yet, what comes out may be limited as well.
+        # Of a server that stated nothing yet, what comes out may be limited as well.
         if self._estimates and ("output_tokens" in limited or (learns and not limited)):
             charged["output_tokens"] = 0.0
         settled = {"input_tokens", "output_tokens"} & charged.keys() & (limited.keys() or {"output_tokens"})

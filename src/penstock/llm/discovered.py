@@ -23,11 +23,11 @@ from penstock.stores import MemoryStore
 
 __all__ = ["DiscoveredEndpoint", "Learned", "discovered"]
 
-UNTOLD = 1_000
-"""Requests in flight at a server that tells no limits: as many as SDKs open connections."""
+MANY = 1_000
+"""Requests in flight at a server that states no limits: as many as SDKs open connections."""
 
 ANY_NUMBER = 1_000_000
-"""Requests in flight at a server that tells its limits."""
+"""Requests in flight at a server that states its limits."""
 
 HOLD = 900.0
 """Seconds after which the place of an answer comes back that was not read, closed or dropped."""
@@ -36,10 +36,10 @@ UNKNOWN = 0.2
 """Requests per second before the first answer: one, and another if that takes long."""
 
 SEARCH_FROM = 10.0
-"""Requests per second that a server that tells nothing is sent at first."""
+"""Requests per second that a server that states nothing is sent at first."""
 
 _WAKES_APART = 0.1  # seconds between two looks at all waiters, because the server has more than was thought
-_COUNTED = ("requests", "tokens", "output_tokens", "images")  # the units that costs are told in
+_COUNTED = ("requests", "tokens", "output_tokens", "images")  # the units that costs are counted in
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Learned:
         return _EstimateMeter(self)
 
     def __str__(self) -> str:
-        return self.estimate.describe() or "not told yet"
+        return self.estimate.describe() or "not known yet"
 
 
 class _EstimateMeter(Meter):
@@ -80,7 +80,7 @@ class _EstimateMeter(Meter):
 
     @property
     def guesses(self) -> bool:
-        """Before anything is told or refused."""
+        """Before anything is stated or refused."""
         return self._estimate.searches
 
     def ready_at(self, cost: float, now: float) -> float:
@@ -130,7 +130,7 @@ class DiscoveredEndpoint(Endpoint):
 
     def __init__(self, units: tuple[str, ...] = _COUNTED) -> None:
         self._answered = False
-        self._is_told = False
+        self._is_stated = False
         self._woken_at = -math.inf
         lock = threading.RLock()
         estimates = {
@@ -143,12 +143,12 @@ class DiscoveredEndpoint(Endpoint):
         self._units = estimates
         self._places = Places()
         self._places_since = -math.inf
-        self._room: float = UNTOLD
+        self._room: float = MANY
         estimates["requests"].search(UNKNOWN, clock.now(), at_once=1.0)
 
     def _limited_by(self, limits: Mapping[str, Any], store: MemoryStore | None = None) -> Limiter:
-        """The limiter to ask; what it learns is told to `_learner`."""
-        self._learner = Limiter(dict(limits), calls=in_flight(UNTOLD, ttl=HOLD), store=store)
+        """The limiter to ask; `_learner` is reconfigured to what is learned."""
+        self._learner = Limiter(dict(limits), calls=in_flight(MANY, ttl=HOLD), store=store)
         return self._learner
 
     @property
@@ -156,20 +156,20 @@ class DiscoveredEndpoint(Endpoint):
         """The limits that answers have named, by unit; empty as long as none has."""
         with self._lock:
             return {
-                unit: tuple(Rate(each.limit, each.per) for each in estimate.told.values() if each.limit >= 1)
+                unit: tuple(Rate(each.limit, each.per) for each in estimate.stated.values() if each.limit >= 1)
                 for unit, estimate in self._units.items()
-                if estimate.told
+                if estimate.stated
             }
 
     def statistics(self) -> EndpointStatistics:
         """What is known now."""
-        told, most = super().statistics(), self._places.most
-        return told if most is None else replace(told, learned={**told.learned, "in_flight": f"{most} at once"})
+        known, most = super().statistics(), self._places.most
+        return known if most is None else replace(known, learned={**known.learned, "in_flight": f"{most} at once"})
 
     @property
     def holds(self) -> bool:
-        """As long as nothing is told, or where the server works on so many at once and no more."""
-        return not self._is_told or self._places.most is not None
+        """As long as nothing is stated, or where the server works on so many at once and no more."""
+        return not self._is_stated or self._places.most is not None
 
     def levels(self) -> list[LimitLevel]:
         """How full every limit is that answers have named, in our units."""
@@ -178,7 +178,7 @@ class DiscoveredEndpoint(Endpoint):
             return [
                 LimitLevel(unit, each.capacity / each.factor, each.rate / each.factor, each.level(now) / each.factor)
                 for unit, estimate in self._units.items()
-                for each in estimate.told.values()
+                for each in estimate.stated.values()
             ]
 
     def ask(self, cost: Mapping[str, float]) -> tuple[Limiter, dict[str, float]]:
@@ -191,7 +191,7 @@ class DiscoveredEndpoint(Endpoint):
         }
 
     def granted(self, permit: Permit, cost: Mapping[str, float]) -> RequestInFlight:
-        """A request was allowed to leave; its permit has told the estimates already."""
+        """A request was allowed to leave; its permit has charged the estimates already."""
         charged = permit.cost
         return RequestInFlight(self, permit, cost, {unit: charged.get(unit, 0.0) for unit in self._units})
 
@@ -249,12 +249,12 @@ class DiscoveredEndpoint(Endpoint):
     def _places_for(self, status: int, now: float) -> InFlight | None:
         """How many may be in flight from now on, if that has changed."""
         requests = self._units["requests"]
-        told = any(estimate.told for estimate in self._units.values())
-        if told and not self._is_told:
-            self._answered = self._is_told = True
+        stated = any(estimate.stated for estimate in self._units.values())
+        if stated and not self._is_stated:
+            self._answered = self._is_stated = True
             for estimate in self._units.values():
                 estimate.stop_searching()
-            rates = [each.fastest for each in requests.told.values() if each.per <= 60]
+            rates = [each.fastest for each in requests.stated.values() if each.per <= 60]
             requests.search(max(SEARCH_FROM, 4 * max(rates, default=0.0)), now)
             self._room = ANY_NUMBER
             return self._at_most()
@@ -284,14 +284,14 @@ class DiscoveredEndpoint(Endpoint):
             self._units[unit].passed(departure, now, latency)
 
     def _wake(self, now: float) -> None:
-        """Have all waiters looked at anew: there is more than they were told to wait for."""
+        """Have all waiters looked at anew: there is more than they wait for."""
         self._woken_at = now
         self._learned = {unit: replace(limit, revision=limit.revision + 1) for unit, limit in self._learned.items()}
         limits: dict[str, Any] = dict(self._learned)
         self._learner.reconfigure(**limits)
 
     def refused(self, request: RequestInFlight, verdict: Verdict) -> None:
-        """The service says that a limit is used up: one that was told, or one that is hidden."""
+        """The service says that a limit is used up: one that was stated, or one that is hidden."""
         with self._lock:
             now = clock.now()
             before, info = self._places.most, verdict.info
@@ -316,7 +316,7 @@ class DiscoveredEndpoint(Endpoint):
             super().refused(request, verdict)
 
     def _measure(self, request: RequestInFlight, verdict: Verdict, now: float) -> None:
-        """No limit that was told explains it, so there is a hidden one."""
+        """No limit that was stated explains it, so there is a hidden one."""
         unit = self._unit_of(request, verdict)
         searched = self._units["requests"].pace
         if unit != "requests":
@@ -328,7 +328,7 @@ class DiscoveredEndpoint(Endpoint):
         )
 
     def _explained(self, request: RequestInFlight, verdict: Verdict, now: float) -> bool:
-        """Whether a limit that was told explains it; its estimate hears of that."""
+        """Whether a limit that was stated explains it; its estimate hears of that."""
         mine = [unit for unit, departure in request.departures.items() if self._units[unit].explains(departure, now)]
         for unit in mine:
             self._units[unit].explained(request.departures[unit], verdict.wait)

@@ -10,8 +10,8 @@ Each unit of an endpoint is in one of these states:
         └─────────┘                          └───────────┘            └─────────┘ ──┘ for a while: measured anew
              │ headers                             │ headers               ▲
              ▼                                     ▼                       │ a refusal that no header explains:
-        ┌───────────────────────────────────────────────┐ ─────────────────┘ a hidden limit; TOLD still holds beside it
-        │ TOLD     BUCKET ──── more came back at once ───▶ WINDOW           │
+        ┌───────────────────────────────────────────────┐ ─────────────────┘ a hidden limit; STATED holds beside it
+        │ STATED   BUCKET ──── more came back at once ───▶ WINDOW           │
         │             than any refill could bring       │
         └───────────────────────────────────────────────┘
 
@@ -28,8 +28,8 @@ bucket of a minute would have refilled. Then it is UNSURE.
 
 A WINDOW whose end no answer tells may begin with the first request after the last one ended, and is taken to; but if
 more is there sooner than a period after that request, windows begin by the clock. When it should have begun, a
-twentieth of it leaves before an answer shows that it has. A WINDOW whose end is told is proved once, by one request: if
-most is back when it should have begun, later ones are believed; if not, it is UNSURE for good, or SLIDING.
+twentieth of it leaves before an answer shows that it has. A WINDOW whose end is stated is proved once, by one request:
+if most is back when it should have begun, later ones are believed; if not, it is UNSURE for good, or SLIDING.
 
 Three things make a client that counts exactly still run into 429s.
 
@@ -43,8 +43,8 @@ low costs a moment and too high costs a refusal.
 **The server counts in its own way.** Two snapshots tell what it charged in between. Its idea of a token, and other
 clients of the account, become one `factor` over our estimates; how much that varies becomes a reserve.
 
-Where nothing is told, a refusal is a measurement: what was admitted between two of them, over the time between, is what
-the server refills (`Pace`); or a window explains all of them, and each refusal says what it had counted by then
+Where nothing is stated, a refusal is a measurement: what was admitted between two of them, over the time between, is
+what the server refills (`Pace`); or a window explains all of them, and each refusal says what it had counted by then
 (`HiddenWindow`).
 """
 
@@ -53,9 +53,9 @@ from __future__ import annotations
 import math
 
 from penstock.llm.learning.hidden_window import HiddenWindow
-from penstock.llm.learning.pace import FIRST_UNTOLD, Pace
+from penstock.llm.learning.pace import FIRST_UNKNOWN, Pace
 from penstock.llm.learning.server_estimate import ServerEstimate
-from penstock.llm.learning.told import Told
+from penstock.llm.learning.stated_limit import StatedLimit
 from penstock.llm.learning.traffic import Departure, Traffic
 
 __all__ = ["UnitEstimate"]
@@ -67,7 +67,7 @@ for."""
 
 
 class UnitEstimate:
-    """All that is known of one unit: what was told, limit by limit, and what was measured.
+    """All that is known of one unit: what was stated, limit by limit, and what was measured.
 
     Args:
         charges_refused: Whether the server charges requests that it refuses, as services do in requests.
@@ -77,7 +77,7 @@ class UnitEstimate:
 
     def __init__(self, *, charges_refused: bool = False, trusted: bool = False, charged_late: bool = False) -> None:
         self.traffic: Traffic = Traffic(charged_late=charged_late)
-        self.told: dict[str, ServerEstimate] = {}
+        self.stated: dict[str, ServerEstimate] = {}
         self.pace: Pace | None = None
         self._charges_refused = charges_refused
         self._trusted = trusted
@@ -85,7 +85,7 @@ class UnitEstimate:
 
     def describe(self) -> str:
         """What is known, in words; empty: nothing."""
-        words = [f"{each.limit:g}/{each.per:g}s {each.kind.value}" for each in self.told.values()]
+        words = [f"{each.limit:g}/{each.per:g}s {each.kind.value}" for each in self.stated.values()]
         if self.pace is not None:
             words.append(f"{'searching' if self.pace.searching else 'paced'} at {self.pace.rate * 60:.4g}/min")
         if self._window.found is not None:
@@ -94,19 +94,19 @@ class UnitEstimate:
 
     @property
     def searches(self) -> bool:
-        """Whether nothing is known of it: neither was a limit told, nor anything refused."""
+        """Whether nothing is known of it: neither was a limit stated, nor anything refused."""
         pace = self.pace
-        return pace is not None and pace.searching and not self.told
+        return pace is not None and pace.searching and not self.stated
 
     @property
     def capacity(self) -> float:
         """The most that one request can take, in the server's units."""
-        return min((each.limit for each in self.told.values()), default=math.inf)
+        return min((each.limit for each in self.stated.values()), default=math.inf)
 
     @property
     def factor(self) -> float:
         """What the server charges, over what we estimate."""
-        return max((each.factor for each in self.told.values()), default=1.0)
+        return max((each.factor for each in self.stated.values()), default=1.0)
 
     def granted(self, cost: float, now: float) -> None:
         """A request was allowed to leave."""
@@ -123,13 +123,13 @@ class UnitEstimate:
     def left(self, cost: float, now: float) -> Departure:
         """It left."""
         departure = self.traffic.left(cost, now)
-        for each in self.told.values():
+        for each in self.stated.values():
             each.charge(cost, now)
         return departure
 
     def came_back(self, departure: Departure, now: float) -> None:
         """It was thought to have left, and had not: it waits again, to be withdrawn."""
-        for each in self.told.values():
+        for each in self.stated.values():
             each.charge(-departure.cost, now)
         self.traffic.arrived(departure)
         for since in (departure, *self.traffic.after(departure)):
@@ -139,7 +139,7 @@ class UnitEstimate:
         departure.cost = 0.0
 
     def answered(self, departure: Departure, now: float, *, refused: bool) -> None:
-        """Its answer is there, and says nothing about this unit, or something that `heard` is told next."""
+        """Its answer is there, and says nothing about this unit, or something that `heard` gets next."""
         if refused:
             self.traffic.refused(departure)
         self.traffic.arrived(departure)
@@ -147,7 +147,7 @@ class UnitEstimate:
 
     def settled(self, departure: Departure, amount: float, now: float) -> None:
         """Its answer is over, and says what it took."""
-        for each in self.told.values():
+        for each in self.stated.values():
             each.settled(amount - departure.cost, now)
         departure.cost, departure.charged_at = amount, now
 
@@ -169,20 +169,20 @@ class UnitEstimate:
             pace.settle_on(self._window.found.rate, now)
         pace.haste = HASTE if self._window.is_sure else 1.0
 
-    def heard(self, name: str, departure: Departure, told: Told, now: float) -> None:
+    def heard(self, name: str, departure: Departure, stated: StatedLimit, now: float) -> None:
         """Hear one limit of this unit."""
-        departure.remaining = {**departure.remaining, name: told.remaining}
-        estimate = self.told.get(name)
+        departure.remaining = {**departure.remaining, name: stated.remaining}
+        estimate = self.stated.get(name)
         if estimate is None:
-            estimate = self.told[name] = ServerEstimate(self.traffic, told, self._charges_refused)
+            estimate = self.stated[name] = ServerEstimate(self.traffic, stated, self._charges_refused)
             estimate.begin(departure, now, cautious=not self._trusted)
         else:
-            estimate.heard(departure, told, now)
+            estimate.heard(departure, stated, now)
 
-    def search(self, rate: float, now: float, *, at_once: float = FIRST_UNTOLD) -> None:
-        """Nothing is told: begin slowly, and go faster until something is refused."""
+    def search(self, rate: float, now: float, *, at_once: float = FIRST_UNKNOWN) -> None:
+        """Nothing is stated: begin slowly, and go faster until something is refused."""
         if self.pace is None:
-            self.pace = Pace(rate, now, smallest=at_once, searching=True, alone=not self.told)
+            self.pace = Pace(rate, now, smallest=at_once, searching=True, alone=not self.stated)
 
     def begin_again(self, now: float) -> None:
         """What was refused so far was refused for another reason."""
@@ -192,7 +192,7 @@ class UnitEstimate:
             self.search(rate, now, at_once=smallest)
 
     def stop_searching(self) -> None:
-        """Limits were told after all."""
+        """Limits were stated after all."""
         if self.pace is not None and self.pace.searching:
             self.pace = None
 
@@ -205,20 +205,20 @@ class UnitEstimate:
         wait: float | None = None,
         began: float = 0.0,
     ) -> None:
-        """A request was refused, and nothing that headers told explains it; its message may have named a rate.
+        """A request was refused, and nothing that headers stated explains it; its message may have named a rate.
 
         Args:
             wait: Seconds to stay away, as the server says.
             began: A moment at which windows by the clock begin, whatever their length.
         """
         if self.pace is None:
-            self.pace = Pace(1.0, now, smallest=1.0, alone=not self.told)
+            self.pace = Pace(1.0, now, smallest=1.0, alone=not self.stated)
             if searched is not None:
                 self.pace.doubled = searched.doubled
         known = min(
             (
                 each.rate / (1.0 if self._charges_refused else each.factor)
-                for each in self.told.values()
+                for each in self.stated.values()
                 if each.per <= 60
             ),
             default=None,
@@ -229,25 +229,25 @@ class UnitEstimate:
             self._settle(self.pace, now)
 
     def explained(self, departure: Departure, wait: float | None) -> None:
-        """A request was refused for what was told; the server asked to wait for that long."""
-        for name, each in self.told.items():
+        """A request was refused for what was stated; the server asked to wait for that long."""
+        for name, each in self.stated.items():
             if wait is not None:
                 each.refused(departure, departure.remaining.get(name, 0.0), wait)
 
     def explains(self, departure: Departure, now: float) -> bool:
-        """Whether what is thought of the limits that were told explains that a request was refused just now."""
-        return any(each.explains(departure, departure.remaining.get(name), now) for name, each in self.told.items())
+        """Whether what is thought of the limits that were stated explains that a request was refused just now."""
+        return any(each.explains(departure, departure.remaining.get(name), now) for name, each in self.stated.items())
 
     def level(self, now: float) -> float:
         """What can be counted on, in our units."""
-        bounds = [each.level(now) / each.factor for each in self.told.values()]
+        bounds = [each.level(now) / each.factor for each in self.stated.values()]
         if self.pace is not None:
             bounds.append(self.pace.level(now))
         return min(bounds, default=math.inf)
 
     def ready_at(self, cost: float, now: float, ahead: float = 0.0) -> float:
         """When `cost` may leave, after `ahead` did; `now` or later."""
-        ready = max((each.ready_at(cost, now, ahead) for each in self.told.values()), default=now)
+        ready = max((each.ready_at(cost, now, ahead) for each in self.stated.values()), default=now)
         if self.pace is not None:
             ready = max(ready, self.pace.ready_at(cost, now, ahead))
             ready = max(ready, self.pace.heard_enough_at(cost, now, self.traffic, ahead))

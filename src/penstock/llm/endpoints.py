@@ -6,7 +6,7 @@
 
 Those that were given by the user are in `given`, and those that are learned in `discovered`.
 
-An endpoint has a limiter, the requests in flight, and an estimate of what the server has. It is told when a request was
+An endpoint has a limiter, the requests in flight, and an estimate of what the server has. It hears when a request was
 granted, when it left, and what came back:
 
     ask ─▶ (limiter grants) ─▶ granted ─▶ left ─▶ answered [─▶ refused]
@@ -31,7 +31,7 @@ from penstock._chance import CHANCE
 from penstock.llm.discovery import UnitEstimate
 from penstock.llm.failures import Verdict
 from penstock.llm.headers import Quota, Reading
-from penstock.llm.learning.told import Told
+from penstock.llm.learning.stated_limit import StatedLimit
 from penstock.llm.learning.traffic import HEADROOM, SHARED_HEADROOM, WINDOWS_HEADROOM, Departure, DepartureBucket
 from penstock.llm.reporting import Report
 from penstock.stores import MemoryStore
@@ -42,8 +42,8 @@ __all__ = [
     "Endpoints",
     "LimitLevel",
     "RequestInFlight",
-    "told_by",
-    "unit_told",
+    "counted_unit",
+    "stated_by",
 ]
 
 _COUNTED_AS = {
@@ -51,13 +51,13 @@ _COUNTED_AS = {
     "output-tokens": ("output_tokens",),
     "input-images": ("images",),
 }
-"""What is told by a name of its own, and estimated by one of ours: the first that is limited."""
+"""What is stated by a name of its own, and estimated by one of ours: the first that is limited."""
 
 _NOTHING: Mapping[str, float] = {}
-_NEWS_APART = 3_600.0  # seconds without a long pause, after which the next one is told again
+_NEWS_APART = 3_600.0  # seconds without a long pause, after which the next one is reported again
 _LONGEST_WAY = 1.0  # seconds between a departure and its refusal
 _LOOKED_AT = 64  # endpoints, of those that are there longest, for one that is idle
-_LONGEST_UNTOLD_PAUSE = (
+_LONGEST_OWN_PAUSE = (
     60.0  # seconds to stay away from a service that refuses again and again and never says for how long
 )
 
@@ -68,13 +68,13 @@ class RequestInFlight:
 
     Attributes:
         cost: What it costs, as estimated; also in units that are not limited.
-        charged: Per unit, what the endpoint's estimate was told of.
+        charged: Per unit, what the endpoint's estimate was charged.
         left_at: When its first byte was sent; None: it is still here.
         others: How many were under way then, where that matters.
         answered_at: When the headers of its answer were there.
         is_refused: Whether they refused it.
         departures: Per unit, once it left.
-        report: What a listener is to be told of it; None: there is no listener.
+        report: What a listener is to hear of it; None: there is no listener.
     """
 
     endpoint: Endpoint
@@ -123,7 +123,7 @@ class EndpointStatistics:
 
     Attributes:
         limiter: Of the limiter: what was granted, what waits, the longest pause.
-        learned: Per unit, in words: what was told, and what was measured. Empty: nothing was.
+        learned: Per unit, in words: what was stated, and what was measured. Empty: nothing was.
         levels: Per unit, what the server can be counted on to have. Units of which nothing is known are left out.
         factors: Per unit, what the server charges over what was estimated.
         sent: Requests that left.
@@ -161,7 +161,7 @@ class Endpoint:
         self._asked = False
         self._made_up_at = -math.inf
         self._strikes = 0
-        self._paused_at = self._told_until = -math.inf
+        self._paused_at = self._reported_until = -math.inf
         self._sent = self._refused = self._pauses = 0
         self._lost: deque[RequestInFlight] = deque()
         self._under_way: deque[RequestInFlight] = deque()  # and those that are over, for a while
@@ -187,7 +187,7 @@ class Endpoint:
 
     @property
     def measures(self) -> bool:
-        """Whether a limit is known that no answer told."""
+        """Whether a limit is known that no answer stated."""
         with self._lock:
             return any(unit.pace is not None and not unit.pace.searching for unit in self._units.values())
 
@@ -206,8 +206,8 @@ class Endpoint:
     @property
     def is_idle(self) -> bool:
         """Whether nothing waits here, is in flight or is kept waiting."""
-        told = self.limiter.statistics()
-        return not (told.in_flight or told.waiting or told.paused_for)
+        known = self.limiter.statistics()
+        return not (known.in_flight or known.waiting or known.paused_for)
 
     def statistics(self) -> EndpointStatistics:
         """What is known now."""
@@ -219,7 +219,7 @@ class Endpoint:
                 limiter=limiter,
                 learned={unit: words for unit, estimate in units if (words := estimate.describe())},
                 levels={unit: level for unit, estimate in units if (level := estimate.level(now)) < math.inf},
-                factors={unit: estimate.factor for unit, estimate in units if estimate.told},
+                factors={unit: estimate.factor for unit, estimate in units if estimate.stated},
                 sent=self._sent,
                 refused=self._refused,
                 pauses=self._pauses,
@@ -367,28 +367,28 @@ class Endpoint:
         wait = self._pause_for(request, verdict)
         if wait is not None:
             self._pauses += 1
-            # A little more, never less: other processes of the account were told the same moment.
+            # A little more, never less: other processes of the account heard the same moment.
             self.limiter.pause(wait * CHANCE.uniform(1.0, 1.1) + 0.01)
 
     def _pause_for(self, request: RequestInFlight, verdict: Verdict) -> float | None:
         with self._lock:
             wait = verdict.wait
             if wait is None:
-                # Told nothing, we stay away twice as long each time, and count all that were on their way as one time.
+                # It names no time, so stay away twice as long each time. All that were on their way count as one time.
                 if request.permit.granted_at <= self._paused_at:
                     return None
-                wait = min(2.0**self._strikes, _LONGEST_UNTOLD_PAUSE)
+                wait = min(2.0**self._strikes, _LONGEST_OWN_PAUSE)
                 self._strikes += 1
             self._paused_at = clock.now()
             return wait
 
     def is_news(self, wait: float) -> bool:
-        """Whether to tell the user of a long pause: of the first, and of one long after those that were told."""
+        """Whether to tell the user of a long pause: of the first, and of one long after those that were reported."""
         now = clock.now()
         with self._lock:
-            news = now >= self._told_until + _NEWS_APART
+            news = now >= self._reported_until + _NEWS_APART
             if news:
-                self._told_until = now + wait
+                self._reported_until = now + wait
             return news
 
     # Places in flight
@@ -433,16 +433,16 @@ class Endpoint:
 
     def _hear(self, request: RequestInFlight, quota: Quota, now: float) -> None:
         """One limit, as one answer tells it."""
-        told, unit = told_by(quota), unit_told(quota, request.departures)
+        stated, unit = stated_by(quota), counted_unit(quota, request.departures)
         departure = request.departures.get(unit)
-        if told is not None and departure is not None:
-            if quota.is_moment and told.reset is not None:
-                told = replace(told, reset=told.reset + now - departure.at)
-            self._units[unit].heard(quota.name, departure, self._as_given(unit, told), now)
+        if stated is not None and departure is not None:
+            if quota.is_moment and stated.reset is not None:
+                stated = replace(stated, reset=stated.reset + now - departure.at)
+            self._units[unit].heard(quota.name, departure, self._as_given(unit, stated), now)
 
-    def _as_given(self, _: str, told: Told) -> Told:
+    def _as_given(self, _: str, stated: StatedLimit) -> StatedLimit:
         """What an answer tells of one limit, as far as it was known better before."""
-        return told
+        return stated
 
     def _settle_levels(self, asked: Mapping[str, float] = _NOTHING) -> None:
         """Lower the limiter to what the server can be counted on to have, below 0 by the headroom.
@@ -489,20 +489,20 @@ def _length(limit: Limit) -> float | None:
     return limit.per if isinstance(limit, Sliding | Calendar) else None
 
 
-def unit_told(quota: Quota, counted: Container[str]) -> str:
+def counted_unit(quota: Quota, counted: Container[str]) -> str:
     """The unit that a server's word for it means, where these are counted."""
     return next((name for name in _COUNTED_AS.get(quota.unit, ()) if name in counted), quota.unit)
 
 
-def told_by(quota: Quota) -> Told | None:
+def stated_by(quota: Quota) -> StatedLimit | None:
     """What a header says about a limit; None: nothing that can be counted by."""
     if quota.limit is None or quota.remaining is None or quota.limit < 1:
         return None
     remaining = quota.remaining
     if quota.reset is not None and quota.per is not None and quota.exact:
-        # The header says it in whole units, rounded down; the reset, where it is told, to the millisecond.
+        # The header says it in whole units, rounded down; the reset, where it is stated, to the millisecond.
         remaining = min(max(remaining, quota.limit * (1 - quota.reset / quota.per)), remaining + 1)
-    return Told(
+    return StatedLimit(
         quota.limit,
         quota.per or 60.0,
         remaining,

@@ -57,10 +57,10 @@ __all__ = [
 ]
 
 MAX_PAUSE = 3_600.0
-"""Seconds that a service may ask us to wait, unless told otherwise: few callers outlast more."""
+"""Seconds that a service may ask us to wait, unless another bound was given: few callers outlast more."""
 
 LONG_PAUSE = 60.0
-"""Seconds of a pause from which on it is told to the user, once."""
+"""Seconds of a pause from which on the user is warned of it, once."""
 
 _MOST_READ, _LONGEST_READ = 1_048_576, 10.0
 """Bytes of a refusal that are read, and seconds that are spent on it: it may have no end."""
@@ -248,7 +248,7 @@ class Exchange:
         self.error: BaseException | None = None
         self.is_outage: bool = False
         self.is_doubtful: bool = False
-        self._reading: _headers.Reading = _headers.NOTHING_TOLD
+        self._reading: _headers.Reading = _headers.NOTHING_STATED
         self._module = module
         self._before = request.extensions.get("trace")
         if not traced:  # a transport of another kind does not say when it sends
@@ -301,8 +301,8 @@ class Exchange:
             body = raw
         try:
             verdict = judge(status, body, response.headers)
-            told = status == 429 or self._reading.retry_after is not None or "limit" in verdict.message.lower()
-            self.is_doubtful = self.is_outage or not told
+            is_limit = status == 429 or self._reading.retry_after is not None or "limit" in verdict.message.lower()
+            self.is_doubtful = self.is_outage or not is_limit
             is_away = self.home is not self.endpoint
             if verdict.action is Action.WAIT and verdict.wait is None and (is_away or not self.endpoint.learns):
                 verdict = replace(verdict, wait=self._reading.empty_for)

@@ -274,16 +274,16 @@ def failure_of(error: BaseException) -> Failure | None:
 
 
 def _botocores(response: Mapping[str, Any]) -> Failure | None:
-    metadata, told = response.get("ResponseMetadata"), response.get("Error")
+    metadata, error = response.get("ResponseMetadata"), response.get("Error")
     metadata = metadata if isinstance(metadata, Mapping) else {}
-    code = str(told.get("Code", "")) if isinstance(told, Mapping) else ""
+    code = str(error.get("Code", "")) if isinstance(error, Mapping) else ""
     status = 429 if _THROTTLED.search(code) else metadata.get("HTTPStatusCode")
     headers = metadata.get("HTTPHeaders")
     if not isinstance(status, int) and _TROUBLED.search(code):  # an event in a stream, which has no status
         status = 500
     if not isinstance(status, int):
         return None
-    return Failure(status, {"error": told}, headers if isinstance(headers, Mapping) else None, None)
+    return Failure(status, {"error": error}, headers if isinstance(headers, Mapping) else None, None)
 
 
 def info_in(*bodies: Any) -> RateLimitInfo:
@@ -294,8 +294,8 @@ def info_in(*bodies: Any) -> RateLimitInfo:
             values: Any = (noted.get(each.name) for each in fields(RateLimitInfo))
             return RateLimitInfo(*values)
     errors = [_error(body) for body in bodies]
-    told = next((error for error in errors if error.message), _Error())
-    return told.details.completed_by(info_of(told.message))
+    first = next((error for error in errors if error.message), _Error())
+    return first.details.completed_by(info_of(first.message))
 
 
 _NOTED = re.compile(r'"rate_limit":\s?(?=\{)')
@@ -381,10 +381,10 @@ def _error(body: Any) -> _Error:
         return _Error(is_one=True)
     code, kind = error.get("code") or error.get("Code"), error.get("type") or error.get("status") or error.get("__type")
     message = next((error[name] for name in _MESSAGES if isinstance(error.get(name), str) and error[name]), "")
-    told = error.get("metadata")
-    relayed = _relayed(told) if isinstance(told, dict) else _UNKNOWN
-    if isinstance(told, dict) and isinstance(told.get("raw"), str):
-        message = f"{message}: {told['raw'][:LONGEST]}"  # OpenRouter's, of the service behind it
+    metadata = error.get("metadata")
+    relayed = _relayed(metadata) if isinstance(metadata, dict) else _UNKNOWN
+    if isinstance(metadata, dict) and isinstance(metadata.get("raw"), str):
+        message = f"{message}: {metadata['raw'][:LONGEST]}"  # OpenRouter's, of the service behind it
     number = int(code) if isinstance(code, str) and code.isascii() and code.isdigit() and len(code) == 3 else code
     details, for_the_day = _details(error.get("details"))
     details = details.completed_by(relayed)
@@ -471,8 +471,8 @@ def _details(details: Any) -> tuple[RateLimitInfo, bool]:
                 unit, period = quota_named(quota)
                 where = violation.get("quotaDimensions")
                 model = where.get("model") if isinstance(where, dict) else None
-                told = RateLimitInfo(unit, period, _number(value), model=_word(model) or None)
-                info = info.completed_by(told)
+                violated = RateLimitInfo(unit, period, _number(value), model=_word(model) or None)
+                info = info.completed_by(violated)
     return info, for_the_day
 
 

@@ -22,10 +22,10 @@ from penstock._text import repr_of
 from penstock.errors import PenstockError
 from penstock.llm import tables
 from penstock.llm.discovered import DiscoveredEndpoint
-from penstock.llm.endpoints import Endpoint, Endpoints, RequestInFlight, told_by, unit_told
+from penstock.llm.endpoints import Endpoint, Endpoints, RequestInFlight, counted_unit, stated_by
 from penstock.llm.failures import Verdict
 from penstock.llm.headers import Quota, Reading
-from penstock.llm.learning.told import Told
+from penstock.llm.learning.stated_limit import StatedLimit
 from penstock.stores import MemoryStore
 
 __all__ = ["GivenEndpoint", "by_limiter", "nothing_to_see", "published"]
@@ -97,20 +97,20 @@ class GivenEndpoint(Endpoint):
 
     def _is_below_window(self, quota: Quota) -> bool:
         """Whether an answer tells less than what was given as windows alone."""
-        told, limits = told_by(quota), self._limits.get(unit_told(quota, self._limits), ())
+        stated, limits = stated_by(quota), self._limits.get(counted_unit(quota, self._limits), ())
         given = [limit for limit in limits if not isinstance(limit, InFlight)]
         windows = [limit for limit in given if isinstance(limit, Sliding | Calendar)]
-        if told is None or not windows or len(windows) < len(given):
+        if stated is None or not windows or len(windows) < len(given):
             return False
-        return told.limit < min(window.amount for window in windows)
+        return stated.limit < min(window.amount for window in windows)
 
-    def _as_given(self, unit: str, told: Told) -> Told:
+    def _as_given(self, unit: str, stated: StatedLimit) -> StatedLimit:
         """The period that no answer names, of a bucket that holds less than its amount: the one that was given."""
-        is_named = told.sure and told.named
+        is_named = stated.sure and stated.named
         for limit in self._limits.get(unit, ()):
-            if not is_named and isinstance(limit, Rate) and limit.amount == told.limit != limit.burst:
-                return replace(told, per=limit.per, fits=False)
-        return told
+            if not is_named and isinstance(limit, Rate) and limit.amount == stated.limit != limit.burst:
+                return replace(stated, per=limit.per, fits=False)
+        return stated
 
 
 class DoubtedEndpoint(DiscoveredEndpoint):

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["NOTHING_TOLD", "Quota", "Reading", "duration", "read", "retry_after"]
+__all__ = ["NOTHING_STATED", "Quota", "Reading", "duration", "read", "retry_after"]
 
 DAY = 86_400.0
 MONTH = 30 * DAY
@@ -101,16 +101,16 @@ class Quota:
     Attributes:
         name: The service's own word: `requests`, `project-tokens`, `tokens-month`.
         unit: What is counted, in our words: `requests`, `tokens`, `input-images`…
-        limit: Units per period, which is also the most there can be at once. None: not told.
-        remaining: Units left at admission, rounded down. None: not told.
-        reset: Seconds until all of it is there again. None: not told, or not believable.
-        per: Length of the period in seconds. None: it could not be told.
-        resets_in: The reset as it was told, in seconds, whether or not it fits a bucket. None: not told.
+        limit: Units per period, which is also the most there can be at once. None: not stated.
+        remaining: Units left at admission, rounded down. None: not stated.
+        reset: Seconds until all of it is there again. None: not stated, or not believable.
+        per: Length of the period in seconds. None: unknown.
+        resets_in: The reset as it was stated, in seconds, whether or not it fits a bucket. None: not stated.
         exact: Whether the period is certain: the service names it, or it follows from a reset in fractions of a second.
         step: Seconds by which the reset may have been rounded.
         bare: The number of a reset that may be seconds, as `resets_in` has it, or milliseconds: one service means
             either, and both fit. None: it is clear.
-        is_moment: Whether the reset was told as a moment: then its seconds count from when the answer was there, and
+        is_moment: Whether the reset was stated as a moment: then its seconds count from when the answer was there, and
             not from admission.
         named: Whether the service names the period; else what no bucket would say fits many windows.
     """
@@ -155,11 +155,11 @@ class Reading:
         return max((end for end in ends if end), default=None)
 
     def quota(self, name: str) -> Quota | None:
-        """The quota of that name, if it was told."""
+        """The quota of that name, if it was stated."""
         return next((quota for quota in self.quotas if quota.name == name), None)
 
 
-NOTHING_TOLD = Reading((), None)
+NOTHING_STATED = Reading((), None)
 
 
 def read(headers: Mapping[str, str], status: int, *, wall: float) -> Reading:
@@ -171,22 +171,22 @@ def read(headers: Mapping[str, str], status: int, *, wall: float) -> Reading:
         wall: Now, in seconds since 1970. Only for dates, and only where the response has no `Date` of its own.
     """
     if 200 <= status < 300 and not any("limit" in name.lower() for name in headers):
-        return NOTHING_TOLD
+        return NOTHING_STATED
     lower = _readable(headers)
-    told: dict[str, dict[str, str]] = {}
+    stated: dict[str, dict[str, str]] = {}
     for header, value in lower.items():
         name, field = _place_of(header)
         if field in _FIELDS:
-            fields = told.setdefault(name or "requests", {})
+            fields = stated.setdefault(name or "requests", {})
             fields[field] = value
             if header.startswith(_ANTHROPICS):
                 fields["usual"] = "60"
     used, slash, most = lower.get(_SHOPIFY, "").partition("/")
     if slash:
-        told["requests"] = {"limit": most, "used": used, "window": _SHOPIFYS_PERIOD}
-    _ietf(lower, told)
+        stated["requests"] = {"limit": most, "used": used, "window": _SHOPIFYS_PERIOD}
+    _ietf(lower, stated)
     sent = _sent(lower, wall)
-    quotas = (_quota(name, fields, sent) for name, fields in sorted(told.items()))
+    quotas = (_quota(name, fields, sent) for name, fields in sorted(stated.items()))
     return Reading(
         quotas=tuple(quota for quota in quotas if quota is not None),
         retry_after=None if 200 <= status < 300 else retry_after(lower, wall=wall),
@@ -259,7 +259,7 @@ def _readable(headers: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _ietf(headers: Mapping[str, str], told: dict[str, dict[str, str]]) -> None:
+def _ietf(headers: Mapping[str, str], stated: dict[str, dict[str, str]]) -> None:
     """Add what the IETF draft's fields tell, in the forms that they have had.
 
     `RateLimit: "default";r=50;t=30` with `RateLimit-Policy: "default";q=100;w=60`, where `qu` is what is counted; or
@@ -269,10 +269,10 @@ def _ietf(headers: Mapping[str, str], told: dict[str, dict[str, str]]) -> None:
     left, policies = _items(headers.get("ratelimit", "")), _items(headers.get("ratelimit-policy", ""))
     flat = {key: value for key, _, value in (name.partition("=") for name, _ in left)}
     if "limit" in flat and "remaining" in flat:
-        told["requests"] = {field: flat[field] for field in _FIELDS if field in flat}
+        stated["requests"] = {field: flat[field] for field in _FIELDS if field in flat}
         left = []
-    _add_window(told.get("requests", {}), policies)
-    policies = [(name, told) for name, told in policies if "q" in told]
+    _add_window(stated.get("requests", {}), policies)
+    policies = [(name, parameters) for name, parameters in policies if "q" in parameters]
     if len(left) == len(policies) == 1:  # of one limit, whatever it is called here and there
         left = [(policies[0][0], left[0][1])]
     names: dict[str, str] = {}
@@ -280,7 +280,7 @@ def _ietf(headers: Mapping[str, str], told: dict[str, dict[str, str]]) -> None:
         names.setdefault(name, f"{parameters.get('qu', 'requests')}:{name}")
         fields = {word: parameters[key] for key, word in _WORDS.items() if key in parameters}
         if fields:
-            told.setdefault(names[name], {}).update(fields)
+            stated.setdefault(names[name], {}).update(fields)
 
 
 _WORDS = {"r": "remaining", "t": "reset", "q": "limit", "w": "window"}

@@ -151,7 +151,7 @@ def _bedrocks(part: Mapping[str, Any]) -> Media | None:
 
 
 def _size(data: str) -> tuple[int, int] | None:
-    """Width and height of an encoded PNG, GIF, JPEG or WebP, in pixels; None: they cannot be told."""
+    """Width and height of an encoded PNG, GIF, JPEG or WebP, in pixels; None: they are unknown."""
     head = _decoded(data[:_HEAD])
     try:
         size = _size_in(head)
@@ -213,9 +213,9 @@ def _seconds(data: str) -> float:
 def _file(part: Mapping[str, Any]) -> Media:
     inner = part.get("file", part.get("source", part.get("document")))
     holder = inner if isinstance(inner, Mapping) else part
-    told = holder.get("content")
-    if isinstance(told, (str, list)):
-        return Media(0, _texts(told))
+    content = holder.get("content")
+    if isinstance(content, (str, list)):
+        return Media(0, _texts(content))
     data = holder.get("file_data", holder.get("data"))
     if isinstance(data, Mapping):  # Cohere's documents
         return Media(0, " ".join(value for value in data.values() if isinstance(value, str)))

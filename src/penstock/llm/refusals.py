@@ -70,8 +70,8 @@ def refusal(error: PenstockError, request: Any = None) -> Refusal:
             headers["retry-after"] = f"{error.retry_after:.3f}"
             message += f". Try again in {error.retry_after:.3f} s."  # for SDKs whose errors keep nothing but words
     code = next((code for kind, code in _CODES if isinstance(error, kind)), _snake(type(error).__name__))
-    told = {name: value for name, value in asdict(_info_of(error)).items() if value is not None}
-    return Refusal(status, headers, _in_the_form_of(_dialect_of(request), status, code, message) | {"rate_limit": told})
+    info = {name: value for name, value in asdict(_info_of(error)).items() if value is not None}
+    return Refusal(status, headers, _in_the_form_of(_dialect_of(request), status, code, message) | {"rate_limit": info})
 
 
 def describe(error: PenstockError, limiter: Limiter, charges: Mapping[str, float], model: str | None) -> None:

@@ -14,7 +14,7 @@ from penstock.llm.usage_reader import Usage
 
 __all__ = ["Listener", "Report"]
 
-_REMEMBERED = 1_000  # models of which the limits are known to have been told
+_REMEMBERED = 1_000  # models whose limits were reported
 
 
 class Listener:
@@ -22,7 +22,7 @@ class Listener:
 
     def __init__(self, hook: Callable[[Any], object]) -> None:
         self.hook = hook
-        self._told: dict[str, Mapping[str, tuple[Rate, ...]]] = {}
+        self._reported: dict[str, Mapping[str, tuple[Rate, ...]]] = {}
 
     def granted(
         self,
@@ -33,7 +33,7 @@ class Listener:
         permit: Permit,
         asked_at: float,
     ) -> Report:
-        """A request may go: what will be told of it."""
+        """A request may go: what will be reported of it."""
         return Report(
             self, limiter.name, model, cost, permit.granted_at - asked_at, flow, id(permit), permit.granted_at
         )
@@ -49,10 +49,10 @@ class Listener:
         """The limits that requests are under; said when they are new."""
         rates = {unit: tuple(each for each in kinds if isinstance(each, Rate)) for unit, kinds in limits.items()}
         rates = {unit: those for unit, those in rates.items() if those}
-        if rates and self._told.get(subject) != rates:
-            if len(self._told) >= _REMEMBERED:
-                self._told.clear()
-            self._told[subject] = rates
+        if rates and self._reported.get(subject) != rates:
+            if len(self._reported) >= _REMEMBERED:
+                self._reported.clear()
+            self._reported[subject] = rates
             emit(self.hook, Reconfigured(subject, dict(rates)))
 
 
@@ -60,7 +60,7 @@ class Report:
     """One request, from its grant to the end of its answer.
 
     Args:
-        listener: Is told.
+        listener: Hears of it.
         limiter: The name of the limiter.
         model: Which is asked.
         cost: What it was charged, as estimated.
@@ -100,9 +100,9 @@ class Report:
 
     def used(self, usage: Usage) -> None:
         """The answer was read, and says what it took."""
-        told = {"input_tokens": usage.input, "output_tokens": usage.output}
-        if any(told.values()):
-            self._used = {unit: amount or 0.0 for unit, amount in told.items()}
+        used = {"input_tokens": usage.input, "output_tokens": usage.output}
+        if any(used.values()):
+            self._used = {unit: amount or 0.0 for unit, amount in used.items()}
 
     def over(self) -> None:
         """The answer is over, or there is none. Said again: nothing happens."""

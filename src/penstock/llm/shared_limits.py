@@ -1,9 +1,9 @@
 """Learned limits that all processes share, in a store.
 
-Until a service has told its limits and their periods, each process learns for itself (`LearningEndpoint`). From then on
-they are limits as a user gives them (`KeptEndpoint`), counted in the store under a name that says whose they are and
-what they are. So processes that were told the same limits share them, and a process that is told others moves to
-another name: there is nothing to agree on. What no answer tells, each process goes on measuring for itself.
+Until a service has stated its limits and their periods, each process learns for itself (`LearningEndpoint`). From then
+on they are limits as a user gives them (`KeptEndpoint`), counted in the store under a name that says whose they are and
+what they are. So processes that hear the same limits share them, and a process that hears others moves to another name:
+there is nothing to agree on. What no answer tells, each process goes on measuring for itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from penstock import Limiter, Rate
 from penstock.llm import tables
 from penstock.llm.discovered import DiscoveredEndpoint
-from penstock.llm.endpoints import Endpoint, Endpoints, RequestInFlight, told_by, unit_told
+from penstock.llm.endpoints import Endpoint, Endpoints, RequestInFlight, counted_unit, stated_by
 from penstock.llm.headers import Reading
 from penstock.stores import Store
 
@@ -26,12 +26,12 @@ _LONGEST_WORD = 100  # characters of a model's name
 
 
 class Keeper:
-    """The limits of one model of an account, as they were told, and where they are kept."""
+    """The limits of one model of an account, as they were stated, and where they are kept."""
 
     def __init__(self, store: Store, name: str) -> None:
         self._store = store
         self._name = name
-        self._told: dict[tuple[str, str], Rate] = {}
+        self._stated: dict[tuple[str, str], Rate] = {}
         self._lock = threading.Lock()
 
     def heard(self, endpoint: Endpoint, request: RequestInFlight, reading: Reading) -> None:
@@ -39,21 +39,21 @@ class Keeper:
 
         What an endpoint hears that is succeeded already is old. Limits of which one is a guess stay with the process.
         """
-        told = {}
+        stated = {}
         for quota in reading.quotas:
-            limit, unit = told_by(quota), unit_told(quota, request.departures)
+            limit, unit = stated_by(quota), counted_unit(quota, request.departures)
             if limit is not None and unit in request.departures:
                 if quota.per is None or not limit.sure:
                     return
-                told[unit, quota.name] = Rate(limit.limit, limit.per)
+                stated[unit, quota.name] = Rate(limit.limit, limit.per)
         with self._lock:
-            if endpoint.successor is None and not endpoint.measures and not told.items() <= self._told.items():
-                self._told |= told
+            if endpoint.successor is None and not endpoint.measures and not stated.items() <= self._stated.items():
+                self._stated |= stated
                 endpoint.successor = KeptEndpoint(self, self._limiter(), endpoint)
 
     def _limiter(self) -> Limiter:
         limits: dict[str, Any] = {}
-        for (unit, _), rate in sorted(self._told.items()):
+        for (unit, _), rate in sorted(self._stated.items()):
             limits.setdefault(unit, []).append(rate)
         words = ",".join(f"{unit}={rate}" for unit, rates in limits.items() for rate in rates)
         return Limiter(limits, name=f"{self._name}-{words}", store=self._store)
@@ -73,7 +73,7 @@ class LearningEndpoint(DiscoveredEndpoint):
 
 
 class KeptEndpoint(Endpoint):
-    """Limits that were told, which processes keep together until the service tells others.
+    """Limits that were stated, which processes keep together until the service tells others.
 
     A service may have less than it tells, and others may use it too: what this process has learned about that lowers
     the level for all.
@@ -105,7 +105,7 @@ def shared(store: Store, address: str, key: str) -> Endpoints:
 
 
 def learned_in(store: Store, account: str, model: str) -> Endpoint:
-    """An endpoint whose limits are kept in a store, once the service has told them.
+    """An endpoint whose limits are kept in a store, once the service has stated them.
 
     Args:
         account: What their names there begin with.

@@ -1,4 +1,4 @@
-"""What a request costs, told from its body before it is sent.
+"""What a request costs, estimated from its body before it is sent.
 
 Pure but for tiktoken's rank files, which are read (or downloaded, once) at the first exact count, never at import.
 
@@ -450,10 +450,10 @@ def _encoding(model: str) -> _Encoding | None:
     return encoding
 
 
-_told: list[str] = []
+_warned: list[str] = []
 
 
 def _warn(reason: str) -> None:
-    if not _told:  # the next model, and the next thousand requests, have the same reason
-        _told.append(reason)
+    if not _warned:  # the next model, and the next thousand requests, have the same reason
+        _warned.append(reason)
         warnings.warn(f"counting tokens as bytes / 4: {reason}", RuntimeWarning, stacklevel=4)

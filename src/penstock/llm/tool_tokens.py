@@ -72,9 +72,9 @@ def _functions(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def _schemas(body: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The forms that the answer shall have."""
-    told = body.get("response_format")
-    if isinstance(told, Mapping):
-        schema = told.get("json_schema", told)
+    form = body.get("response_format")
+    if isinstance(form, Mapping):
+        schema = form.get("json_schema", form)
         if isinstance(schema, Mapping) and "schema" in schema:
             yield schema
     text = body.get("text")

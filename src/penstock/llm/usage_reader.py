@@ -85,14 +85,14 @@ class UsageReader:
         """What was used; None: the answer did not say, or cannot be read."""
         if not self._readable:
             return None
-        told: dict[str, Any] = {}
+        fields: dict[str, Any] = {}
         for part in (self._head, self._tail):
-            told.update(_told_in(part.decode("utf-8", "replace")))
-        return usage_in(told)
+            fields.update(_fields_in(part.decode("utf-8", "replace")))
+        return usage_in(fields)
 
 
-def _told_in(text: str) -> dict[str, Any]:
-    told: dict[str, Any] = {}
+def _fields_in(text: str) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
     decoder = json.JSONDecoder()
     places = [found.end() for found in _OBJECT.finditer(text)]
     for at in places[:2] + places[2:][-_MOST_FOUND:]:
@@ -103,18 +103,18 @@ def _told_in(text: str) -> dict[str, Any]:
         except RecursionError:  # nested without end, and so are those inside of it
             break
         inner = value.get("billed_units") or value.get("tokens")  # Cohere's
-        told.update(inner if isinstance(inner, dict) else value)
-    told.update((found[1], int(found[2])) for found in _OLLAMA.finditer(text))
-    return told
+        fields.update(inner if isinstance(inner, dict) else value)
+    fields.update((found[1], int(found[2])) for found in _OLLAMA.finditer(text))
+    return fields
 
 
-def usage_in(told: Mapping[str, Any]) -> Usage | None:
+def usage_in(fields: Mapping[str, Any]) -> Usage | None:
     """What a `usage` of any service says; None: nothing."""
-    into, out, total = (_first(told, names) for names in (_INPUT, _OUTPUT, _TOTAL))
+    into, out, total = (_first(fields, names) for names in (_INPUT, _OUTPUT, _TOTAL))
     if into is not None:
-        into += _number(told.get("cache_creation_input_tokens")) or 0.0
+        into += _number(fields.get("cache_creation_input_tokens")) or 0.0
     if out is not None:
-        out += _number(told.get("thoughtsTokenCount")) or 0.0
+        out += _number(fields.get("thoughtsTokenCount")) or 0.0
     if total is None and into is not None:
         total = into + (out or 0.0)
     if total is None and out is None:
@@ -122,8 +122,8 @@ def usage_in(told: Mapping[str, Any]) -> Usage | None:
     return Usage(into, out, total)
 
 
-def _first(told: Mapping[str, Any], names: tuple[str, ...]) -> float | None:
-    return next((number for name in names if (number := _number(told.get(name))) is not None), None)
+def _first(fields: Mapping[str, Any], names: tuple[str, ...]) -> float | None:
+    return next((number for name in names if (number := _number(fields.get(name))) is not None), None)
 
 
 def _number(value: Any) -> float | None:

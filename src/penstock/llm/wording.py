@@ -207,10 +207,10 @@ def quota_named(quota: str) -> tuple[str | None, float | None]:
 
 def _unit_and_period(message: str) -> tuple[str | None, float | None]:
     """Both as one word pair tells them, or each for itself; of several units the one that is named first."""
-    told = next((each for each in _UNIT_AND_PERIOD.finditer(message) if each[2].lower() not in _NO_UNITS), None)
+    found = next((each for each in _UNIT_AND_PERIOD.finditer(message) if each[2].lower() not in _NO_UNITS), None)
     named = _NAMED.search(message)
-    if told is not None and (named is None or told.start() <= named.start()):
-        return _unit(told[1], told[2]), _PERIODS[told[4].lower()] * int(told[3] or 1)
+    if found is not None and (named is None or found.start() <= named.start()):
+        return _unit(found[1], found[2]), _PERIODS[found[4].lower()] * int(found[3] or 1)
     shorts = {each[0]: each for each in _SHORT.finditer(message)}
     short = next(iter(shorts.values())) if len(shorts) == 1 or (shorts and named) else None
     unit = None if short is None else _SHORT_UNITS[short[1]]

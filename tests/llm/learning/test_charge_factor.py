@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from penstock.llm.learning.charge_factor import ChargeFactor, Crowd
 from penstock.llm.learning.server_estimate import ServerEstimate
-from penstock.llm.learning.told import Told
+from penstock.llm.learning.stated_limit import StatedLimit
 from penstock.llm.learning.traffic import Departure, Traffic
 
 
@@ -57,12 +57,12 @@ def test_requests_that_cost_nothing_teach_nothing():
 
 @pytest.mark.parametrize("window", [10.0, 60.0])
 def test_requests_that_always_leave_together_teach_what_they_are_charged(window):
-    """A window that is told by what is left of it alone; each request is charged 36 times what was thought."""
+    """A window that is stated by what is left of it alone; each request is charged 36 times what was thought."""
     limit, cost, charged = 100_000.0, 7.0, 252.0
     traffic, order = Traffic(), random.Random(1)
     traffic.waiting += cost
     first = traffic.left(cost, 0.0)
-    estimate = ServerEstimate(traffic, Told(limit, 60.0, limit - charged, sure=False), False)
+    estimate = ServerEstimate(traffic, StatedLimit(limit, 60.0, limit - charged, sure=False), False)
     estimate.begin(first, 0.1, cautious=True)
     traffic.arrived(first)
     now, begins, left, used, sent, refused = 0.1, 0.0, limit - charged, [], 0, 0
@@ -88,7 +88,7 @@ def test_requests_that_always_leave_together_teach_what_they_are_charged(window)
         for departure, remaining in sorted(answers, key=lambda each: each[0].number + order.uniform(0, 10)):
             traffic.arrived(departure)
             departure.charged_at = now
-            estimate.heard(departure, Told(limit, 60.0, remaining, sure=False), now)
+            estimate.heard(departure, StatedLimit(limit, 60.0, remaining, sure=False), now)
     assert estimate.factor == pytest.approx(36.0, rel=0.1)
     assert refused <= 0.01 * sent
     assert sum(used[1:]) >= 0.9 * limit * len(used[1:])
@@ -100,13 +100,13 @@ def test_whatever_a_server_tells_of_whichever_requests_it_refuses_is_heard(seed)
     chance = random.Random(seed)
     traffic, limit, per = Traffic(), chance.choice([1.0, 10.0, 100.0, 1e5]), chance.choice([1.0, 60.0, 86_400.0])
 
-    def told():
+    def stated():
         level, reset = chance.choice([0.0, limit, limit * chance.random(), 1e15]), chance.choice([None, 0.0, per])
-        return Told(chance.choice([limit, 2 * limit]), per, level, reset, sure=chance.random() < 0.5)
+        return StatedLimit(chance.choice([limit, 2 * limit]), per, level, reset, sure=chance.random() < 0.5)
 
     traffic.waiting += 1
     first = traffic.left(1.0, 0.0)
-    estimate = ServerEstimate(traffic, told(), chance.random() < 0.5)
+    estimate = ServerEstimate(traffic, stated(), chance.random() < 0.5)
     estimate.begin(first, 0.1, cautious=True)
     traffic.arrived(first)
     now = 0.1
@@ -125,7 +125,7 @@ def test_whatever_a_server_tells_of_whichever_requests_it_refuses_is_heard(seed)
                 traffic.refused(departure)
             traffic.arrived(departure)
             departure.charged_at = now
-            estimate.heard(departure, told(), now)
+            estimate.heard(departure, stated(), now)
 
 
 def test_what_a_request_takes_by_itself_is_more_than_was_left_when_it_was_refused():

@@ -1,4 +1,4 @@
-"""A limit of which nothing is told, at a server that gives all of it back a window later, and not bit by bit."""
+"""A limit of which nothing is stated, at a server that gives all of it back a window later, and not bit by bit."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ class Bucket:
         return True
 
 
-def run(server, seconds, *, told=False, changes=(), clock=0.0):
-    """Endless demand on an estimate that is told nothing, or how long to stay away; returns it and the refusals.
+def run(server, seconds, *, stated=False, changes=(), clock=0.0):
+    """Endless demand on an estimate that hears nothing, or how long to stay away; returns it and the refusals.
 
     The clock showed a whole multiple of any length at `clock`.
     """
@@ -105,7 +105,7 @@ def run(server, seconds, *, told=False, changes=(), clock=0.0):
             strikes = 0
         else:
             refused += 1
-            wait = math.ceil(server.wait(now)) if told else None
+            wait = math.ceil(server.wait(now)) if stated else None
             estimate.refused_unexplained(departure, now, wait=wait, began=clock)
             now += 2.0**strikes if wait is None else wait
             strikes += 1
@@ -116,22 +116,22 @@ def share(server, first, last, rate):
     return sum(first <= at < last for at in server.admitted) / ((last - first) * rate)
 
 
-@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("stated", [False, True])
 @pytest.mark.parametrize("make", [Moving, Fixed, functools.partial(Fixed, begins=-8.0)])
-def test_a_window_is_found_when_all_of_it_comes_back_and_is_used_from_then_on(make, told):
+def test_a_window_is_found_when_all_of_it_comes_back_and_is_used_from_then_on(make, stated):
     server = make(100, 10)
-    estimate, refused = run(server, 120.0, told=told)
+    estimate, refused = run(server, 120.0, stated=stated)
     assert share(server, 30, 120, 10.0) > 0.85
     assert refused <= 6
     assert "hidden window of 1" in estimate.describe()
 
 
-@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("stated", [False, True])
 @pytest.mark.parametrize("begins", [-3.0, -5.0, -7.0])
-def test_a_counter_of_two_windows_is_found_by_what_it_refuses(begins, told):
+def test_a_counter_of_two_windows_is_found_by_what_it_refuses(begins, stated):
     """It refills like a bucket, but at a rate that depends on what was sent in the window before."""
     server = Counter(100, 10, begins)
-    estimate, refused = run(server, 120.0, told=told, clock=begins)
+    estimate, refused = run(server, 120.0, stated=stated, clock=begins)
     assert share(server, 30, 120, 10.0) > 0.92
     assert refused <= 6
     assert "/10s (counter)" in estimate.describe()
@@ -140,7 +140,7 @@ def test_a_counter_of_two_windows_is_found_by_what_it_refuses(begins, told):
 @pytest.mark.parametrize("begins", [-1.0, -3.0, -5.0, -7.0])
 def test_a_window_is_found_that_ends_when_the_server_says_whatever_the_clock_shows(begins):
     server = Fixed(100, 10, begins)
-    estimate, refused = run(server, 120.0, told=True)
+    estimate, refused = run(server, 120.0, stated=True)
     assert share(server, 30, 120, 10.0) > 0.92
     assert refused <= 4
     assert "/10s" in estimate.describe()

@@ -166,7 +166,7 @@ def test_a_few_that_were_admitted_between_two_refusals_are_no_measurement():
 
 
 def searching_at(rate, latency, answers=100):
-    """An estimate of a server that has told nothing and answered that often, at this rate; and the time."""
+    """An estimate of a server that has stated nothing and answered that often, at this rate; and the time."""
     estimate, now = UnitEstimate(), 0.0
     estimate.search(rate, now)
     under_way = []

@@ -56,7 +56,7 @@ def test_the_resets_of_a_window_are_no_buckets():
 
 def test_a_window_is_looked_for_when_it_is_said_to_begin():
     returns = Returns(0.0)
-    returns.told(10.0)
+    returns.stated(10.0)
     returns.looked(0.5)
     returns.looked(1.0)
     assert returns.look_at(1.0, 1.0, empty=False) == pytest.approx(2.0)
@@ -64,9 +64,9 @@ def test_a_window_is_looked_for_when_it_is_said_to_begin():
 
 
 def test_a_look_that_came_a_moment_too_early_is_repeated_soon():
-    """Moments since 1970 are told in whole seconds."""
+    """Moments since 1970 are stated in whole seconds."""
     returns = Returns(0.0)
-    returns.told(10.0)
+    returns.stated(10.0)
     returns.looked(1.0)
     returns.looked(10.0)
     assert returns.look_at(10.0, 1.0, empty=False) == pytest.approx(10.25)
@@ -75,7 +75,7 @@ def test_a_look_that_came_a_moment_too_early_is_repeated_soon():
 def test_the_look_at_the_told_moment_counts_however_recent_the_last_look_is():
     """It was taken for one that left together with the last, and the next one came as late as if nothing were due."""
     returns = Returns(0.0)
-    returns.told(10.0)
+    returns.stated(10.0)
     for moment in (1.0, 2.0, 4.0, 9.0, 10.0):
         returns.looked(moment)
     assert returns.look_at(10.0, 1.0, empty=False) == pytest.approx(10.25)
@@ -83,7 +83,7 @@ def test_the_look_at_the_told_moment_counts_however_recent_the_last_look_is():
 
 def test_two_returns_tell_the_length_of_a_window():
     returns = Returns(0.0)
-    returns.told(10.0)
+    returns.stated(10.0)
     returns.jumped(9.8, 10.1)
     returns.jumped(19.9, 20.1)
     assert returns.length == 10.0

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.llm.learning.server_estimate import ServerEstimate
-from penstock.llm.learning.told import Kind, Told
+from penstock.llm.learning.stated_limit import Kind, StatedLimit
 from penstock.llm.learning.traffic import HEADROOM, DepartureBucket, Traffic
 
 LIMIT, PER = 300_000.0, 60.0
@@ -34,14 +34,14 @@ class Bucket:
 
 
 class Client:
-    """One who sends, and hears what is told at once."""
+    """One who sends, and hears what is stated at once."""
 
     def __init__(self, limit=LIMIT, per=PER, remaining=None, reset=None, *, requests=False):
         self.limit, self.per = limit, per
         self.traffic = Traffic()
         first = self.leave(0, 0.0)
-        told = Told(limit, per, limit if remaining is None else remaining, reset)
-        self.estimate = ServerEstimate(self.traffic, told, requests)
+        stated = StatedLimit(limit, per, limit if remaining is None else remaining, reset)
+        self.estimate = ServerEstimate(self.traffic, stated, requests)
         self.estimate.begin(first, 0.0, cautious=False)
 
     def leave(self, cost, now):
@@ -52,7 +52,7 @@ class Client:
         return departure
 
     def hear(self, departure, remaining, now, *, limit=None, reset=None):
-        self.estimate.heard(departure, Told(limit or self.limit, self.per, remaining, reset), now)
+        self.estimate.heard(departure, StatedLimit(limit or self.limit, self.per, remaining, reset), now)
 
 
 def test_what_was_on_its_way_when_a_request_left_is_not_in_its_snapshot_where_answers_are_charged():
@@ -110,9 +110,9 @@ def test_only_what_is_newer_in_send_order_counts():
 def test_what_left_since_is_subtracted_and_what_was_refilled_is_added():
     client = Client()
     client.leave(197_000, 0.5)
-    told = client.leave(1_000, 1.0)
+    answered = client.leave(1_000, 1.0)
     client.leave(2_000, 1.5)
-    client.hear(told, 104_500, 2.0)
+    client.hear(answered, 104_500, 2.0)
     kept = HEADROOM * RATE + 0.02 * 2_000
     assert client.estimate.level(2.0) == pytest.approx(104_500 + RATE - 2_000 - kept)
     client.traffic.waiting += 500
@@ -123,10 +123,10 @@ def test_too_high_is_corrected_at_once_and_too_low_by_and_by():
     client = Client()
     client.hear(client.leave(50_000, 1.0), 150_000, 1.1)  # somebody else took as much
     assert client.estimate.level(1.1) <= 150_500
-    told = client.leave(1_000, 1.5)
+    answered = client.leave(1_000, 1.5)
     client.leave(100, 1.6)  # something is on its way, so there is reason to be careful
     before = client.estimate.level(1.6)
-    client.hear(told, 290_000, 1.6)
+    client.hear(answered, 290_000, 1.6)
     assert before + 5_000 < client.estimate.level(1.6) < before + 35_000  # a tenth of the gap, and what was in reserve
 
 
@@ -233,10 +233,10 @@ def test_when_a_window_is_said_to_be_over_it_is(began):
 def test_a_window_is_waited_for_until_it_begins_and_owes_nothing_then(answers, cost):
     """Whatever contradictory answers left owing in one window: the next has all that it can have."""
     client, now = Client(100.0, 10.0, remaining=60, reset=9.0, requests=True), 0.0
-    for gap, left, told in answers:
+    for gap, left, stated in answers:
         now += gap
         departure = client.leave(30.0, now)
-        if told:
+        if stated:
             client.hear(departure, left, now, reset=9.0)
     estimate = client.estimate
     if estimate.kind is not Kind.WINDOW:
@@ -262,7 +262,7 @@ def test_answers_that_only_a_bucket_gives_take_a_window_back():
     client = Client(600, 60, 599, 60, requests=True)
     assert client.estimate.kind is Kind.WINDOW
     departure = client.leave(100, 5.0)
-    client.estimate.heard(departure, Told(600, 60, 450, 15.0, fits=True), 6.0)
+    client.estimate.heard(departure, StatedLimit(600, 60, 450, 15.0, fits=True), 6.0)
     assert client.estimate.kind is Kind.BUCKET
 
 
@@ -295,12 +295,12 @@ def test_nothing_that_the_server_would_take_is_too_large():
 def test_whatever_is_heard_the_estimate_stays_a_number_and_never_stops_for_ever(events):
     client, now = Client(), 0.0
     server = Bucket(LIMIT, RATE)
-    for gap, cost, charges, told in events:
+    for gap, cost, charges, stated in events:
         now += gap
         departure = client.leave(cost, now)
         server.refill(now)
         server.level -= cost * charges
-        if told:
+        if stated:
             client.hear(departure, max(0, math.floor(server.level)), now)
         level = client.estimate.level(now)
         assert math.isfinite(level)
@@ -397,24 +397,24 @@ def test_all_of_a_full_bucket_may_leave_at_once_and_is_full_again_later():
 def test_a_limit_that_changes_counts_what_left_before_and_may_arrive_after():
     """Of a burst that left at once, the last is admitted early: its answer knows nothing of the others."""
     traffic = Traffic()
-    estimate = ServerEstimate(traffic, Told(100.0, 60.0, 99.0, None, sure=False), charges_refused=True)
+    estimate = ServerEstimate(traffic, StatedLimit(100.0, 60.0, 99.0, None, sure=False), charges_refused=True)
     traffic.waiting = 1.0
     estimate.begin(traffic.left(1.0, 0.0), 0.0, cautious=False)
     traffic.waiting = 80.0
     burst = [traffic.left(1.0, 1.0) for _ in range(80)]
-    estimate.heard(burst[-1], Told(100.0, 10.0, 96.0, 0.4, sure=True, fits=True), 1.1)
+    estimate.heard(burst[-1], StatedLimit(100.0, 10.0, 96.0, 0.4, sure=True, fits=True), 1.1)
     assert estimate.level(1.1) < 25.0
 
 
 def test_a_bucket_that_holds_less_than_its_limit_refills_by_the_minute_all_the_same():
     """600 a minute, 15 at once: `14 left, all of it in 100 ms` would fit a limit of 600 in a tenth of a second."""
     traffic = Traffic()
-    estimate = ServerEstimate(traffic, Told(600.0, 60.0, 14.0, 0.1), charges_refused=True)
+    estimate = ServerEstimate(traffic, StatedLimit(600.0, 60.0, 14.0, 0.1), charges_refused=True)
     estimate.begin(traffic.left(1.0, 0.0), 0.0, cautious=False)
     departures = [traffic.left(1.0, 0.0) for _ in range(10)]
     for _ in departures:
         estimate.charge(1.0, 0.0)
-    estimate.heard(departures[-1], Told(600.0, 60.0, 4.0, 1.1), 0.1)
+    estimate.heard(departures[-1], StatedLimit(600.0, 60.0, 4.0, 1.1), 0.1)
     assert (estimate.per, estimate.capacity) == (60.0, 15.0)
     there = estimate.level(0.1)
     assert estimate.level(0.6) == pytest.approx(there + 5.0)
@@ -423,19 +423,19 @@ def test_a_bucket_that_holds_less_than_its_limit_refills_by_the_minute_all_the_s
 def test_a_reset_that_would_also_be_that_of_a_faster_limit_changes_nothing_once_the_bucket_is_known_to_hold_less():
     """5 left of 15, of 600 a minute: 990 ms, as a bucket of 600 a second would tell with 5 left."""
     traffic = Traffic()
-    estimate = ServerEstimate(traffic, Told(600.0, 60.0, 14.0, 0.1), charges_refused=True)
+    estimate = ServerEstimate(traffic, StatedLimit(600.0, 60.0, 14.0, 0.1), charges_refused=True)
     estimate.begin(traffic.left(1.0, 0.0), 0.0, cautious=False)
     departure = traffic.left(1.0, 0.1)
     estimate.charge(1.0, 0.1)
-    estimate.heard(departure, Told(600.0, 1.0, 5.0, 0.99, fits=True), 0.2)
+    estimate.heard(departure, StatedLimit(600.0, 1.0, 5.0, 0.99, fits=True), 0.2)
     assert (estimate.per, estimate.capacity) == (60.0, 15.0)
 
 
 @pytest.mark.parametrize("reset", [None, 1.0])
 def test_a_bucket_is_thought_to_hold_no_more_than_was_ever_left(reset):
     """A reset in whole seconds says no more than none."""
-    told = Told(600.0, 60.0, 14.0, reset, sure=reset is None, step=1.0)
-    estimate = ServerEstimate(Traffic(), told, charges_refused=True)
+    stated = StatedLimit(600.0, 60.0, 14.0, reset, sure=reset is None, step=1.0)
+    estimate = ServerEstimate(Traffic(), stated, charges_refused=True)
     first = estimate.traffic.left(1.0, 0.0)
     estimate.begin(first, 0.0, cautious=False)
     assert estimate.level(100.0) <= 15.1
@@ -444,19 +444,19 @@ def test_a_bucket_is_thought_to_hold_no_more_than_was_ever_left(reset):
 def test_refused_requests_are_charged_no_more_than_there_was():
     """Of fifteen that were sent at once to a bucket with five left, ten were refused: it is empty, and no emptier."""
     traffic = Traffic()
-    estimate = ServerEstimate(traffic, Told(600.0, 60.0, 599.0), charges_refused=True)
+    estimate = ServerEstimate(traffic, StatedLimit(600.0, 60.0, 599.0), charges_refused=True)
     estimate.begin(traffic.left(1.0, 0.0), 0.0, cautious=False)
-    told = traffic.left(1.0, 1.0)
+    answered = traffic.left(1.0, 1.0)
     for index in range(15):
         traffic.left(1.0, 1.0).refused = index >= 5
-    estimate.heard(told, Told(600.0, 60.0, 5.0), 1.1)
+    estimate.heard(answered, StatedLimit(600.0, 60.0, 5.0), 1.1)
     assert estimate.level(2.1) > 0.0
 
 
 def test_a_limit_of_unknown_period_is_spent_as_far_as_answers_tell_and_no_further():
     """Its reset says that all comes back in seven seconds, or that one does: count on nothing before it is seen."""
     traffic = Traffic()
-    estimate = ServerEstimate(traffic, Told(100.0, 60.0, 99.0, 7.0, sure=False, step=1.0), charges_refused=True)
+    estimate = ServerEstimate(traffic, StatedLimit(100.0, 60.0, 99.0, 7.0, sure=False, step=1.0), charges_refused=True)
     traffic.waiting = 1.0
     estimate.begin(traffic.left(1.0, 0.0), 0.0, cautious=True)
     sent = 0
@@ -465,7 +465,7 @@ def test_a_limit_of_unknown_period_is_spent_as_far_as_answers_tell_and_no_furthe
         departure = traffic.left(1.0, 1.0)
         estimate.charge(1.0, 1.0)
         sent += 1
-        estimate.heard(departure, Told(100.0, 60.0, 99.0 - sent, 6.0, sure=False, step=1.0), 1.0)
+        estimate.heard(departure, StatedLimit(100.0, 60.0, 99.0 - sent, 6.0, sure=False, step=1.0), 1.0)
     assert 80 <= sent < 99
     assert 1.0 < estimate.ready_at(1.0, 1.0) <= 7.1
 
@@ -490,7 +490,7 @@ def test_what_is_charged_over_the_estimate_has_a_reserve_from_the_first_sample_o
 def guessed(limit, charges_refused=True):
     """An estimate of a limit of which no answer tells period or reset, and how one more leaves that is answered."""
     traffic = Traffic(waiting=1.0)
-    estimate = ServerEstimate(traffic, Told(limit, 60.0, limit - 1, sure=False), charges_refused)
+    estimate = ServerEstimate(traffic, StatedLimit(limit, 60.0, limit - 1, sure=False), charges_refused)
     estimate.begin(traffic.left(1.0, 0.0), 0.0, cautious=False)
 
     def ask(now, left):
@@ -498,7 +498,7 @@ def guessed(limit, charges_refused=True):
         departure = traffic.left(1.0, now)
         estimate.charge(1.0, now)
         departure.charged_at = now
-        estimate.heard(departure, Told(limit, 60.0, left, sure=False), now)
+        estimate.heard(departure, StatedLimit(limit, 60.0, left, sure=False), now)
 
     return estimate, ask
 
@@ -580,7 +580,9 @@ def test_what_came_back_while_nobody_asked_tells_no_length(pause):
 )
 def test_whatever_is_told_without_a_period_something_leaves_within_minutes(reset, answers):
     traffic, now = Traffic(waiting=1.0), 0.0
-    estimate = ServerEstimate(traffic, Told(100.0, 60.0, 99.0, reset, sure=False, step=1.0), charges_refused=True)
+    estimate = ServerEstimate(
+        traffic, StatedLimit(100.0, 60.0, 99.0, reset, sure=False, step=1.0), charges_refused=True
+    )
     estimate.begin(traffic.left(1.0, 0.0), 0.0, cautious=True)
     for gap, left, refused in answers:
         now += gap
@@ -588,7 +590,7 @@ def test_whatever_is_told_without_a_period_something_leaves_within_minutes(reset
         departure = traffic.left(1.0, now)
         estimate.charge(1.0, now)
         departure.refused, departure.charged_at = refused, now
-        estimate.heard(departure, Told(100.0, 60.0, 0.0 if refused else left, reset, sure=False, step=1.0), now)
+        estimate.heard(departure, StatedLimit(100.0, 60.0, 0.0 if refused else left, reset, sure=False, step=1.0), now)
         if refused:
             estimate.refused(departure, 0.0, 5.0)
     for _ in range(100):
@@ -614,9 +616,9 @@ def test_what_others_used_up_is_not_kept_back_for_the_first_burst():
     traffic = Traffic()
     traffic.waiting = 30_000.0
     departures = [traffic.left(10_000.0, at) for at in (0.0, 1.0, 2.0)]
-    estimate = ServerEstimate(traffic, Told(LIMIT, PER, LIMIT), False)
+    estimate = ServerEstimate(traffic, StatedLimit(LIMIT, PER, LIMIT), False)
     estimate.begin(departures[0], 0.1, cautious=True)
     for departure, remaining in zip(departures[1:], (250_000.0, 20_000.0), strict=True):
         estimate.charge(10_000.0, departure.at)
-        estimate.heard(departure, Told(LIMIT, PER, remaining), departure.at + 0.1)
+        estimate.heard(departure, StatedLimit(LIMIT, PER, remaining), departure.at + 0.1)
     assert estimate.ready_at(1_000.0, 2.1) < 2.1 + 5.0

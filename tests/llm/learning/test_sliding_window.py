@@ -6,7 +6,7 @@ import pytest
 
 from penstock.llm.discovery import UnitEstimate
 from penstock.llm.learning.sliding_window import SlidingWindow
-from penstock.llm.learning.told import Kind, Told
+from penstock.llm.learning.stated_limit import Kind, StatedLimit
 from penstock.llm.learning.traffic import Departure, Traffic
 
 
@@ -40,7 +40,7 @@ class Moving:
 
 
 def run(server, seconds, *, latency=0.1, others=0.0, stands_still=()):
-    """Endless demand, told limit and what is left. The estimate, moments of what was admitted, and how many were not.
+    """Endless demand; answers state the limit and what is left. The estimate, moments of what was admitted, and how many were not.
 
     Args:
         others: Requests per second of somebody else.
@@ -66,11 +66,11 @@ def run(server, seconds, *, latency=0.1, others=0.0, stands_still=()):
         while on_its_way and on_its_way[0][0] <= now:
             _, departure, is_admitted, left = on_its_way.pop(0)
             estimate.answered(departure, now, refused=not is_admitted)
-            estimate.heard("requests", departure, Told(server.amount, 60.0, left, sure=False), now)
+            estimate.heard("requests", departure, StatedLimit(server.amount, 60.0, left, sure=False), now)
             if not is_admitted:
                 estimate.explained(departure, 1.0)
                 paused_until = now + 1.0
-        if estimate.told and max(paused_until, estimate.ready_at(1.0, now)) <= now:
+        if estimate.stated and max(paused_until, estimate.ready_at(1.0, now)) <= now:
             if send():
                 admitted.append(now)
             else:
@@ -83,8 +83,8 @@ def run(server, seconds, *, latency=0.1, others=0.0, stands_still=()):
 @pytest.mark.parametrize(("amount", "seconds", "used"), [(100, 10, 0.95), (20, 2, 0.85), (60, 15, 0.95)])
 def test_the_length_of_a_window_that_slides_is_found_and_nearly_all_of_it_used(amount, seconds, used):
     estimate, admitted, _ = run(Moving(amount, seconds), 14 * seconds)
-    assert estimate.told["requests"].kind is Kind.SLIDING
-    assert estimate.told["requests"].per == seconds
+    assert estimate.stated["requests"].kind is Kind.SLIDING
+    assert estimate.stated["requests"].per == seconds
     # Those that leave together do so again a window later: so the next five windows' worth is timed.
     begin = next(index for index, moment in enumerate(admitted) if moment > 8 * seconds)
     assert admitted[begin + 5 * amount] - admitted[begin] <= 5 * seconds / used
@@ -111,7 +111,7 @@ def test_requests_that_arrive_late_now_and_then_are_not_followed_by_bunches_of_r
 
 def test_where_others_take_a_part_no_length_is_believed_and_hardly_anything_refused():
     estimate, admitted, refused = run(Moving(100, 10), 120, others=3.0)
-    assert estimate.told["requests"].kind is Kind.UNSURE
+    assert estimate.stated["requests"].kind is Kind.UNSURE
     assert refused <= 10
     assert len(admitted) >= 300
 
@@ -124,7 +124,7 @@ def test_a_window_that_comes_back_at_once_is_not_taken_for_a_short_one_by_the_ma
 
 
 def test_a_length_that_is_wrong_does_not_stop_all_requests_for_ever():
-    """Nothing left within it before the answer that told that nothing is left, so nothing seemed to come back."""
+    """Nothing left within it before the answer that stated that nothing is left, so nothing seemed to come back."""
     traffic = Traffic()
     window = SlidingWindow(length=2.0)
     answer = traffic.left(1.0, 100.0)

@@ -8,6 +8,6 @@ Pure: numbers and times go in, bounds come out. Nothing here reads a clock, wait
     returns          how a limit refills if answers say too little;  sliding_window: where it slides
     pace             a limit that no answer shows;  hidden_window: where it is a window
     places           how many requests it works on at once
-    told             what one answer tells of one limit
+    stated_limit     what one answer states of one limit
     traffic          the client's side: what was sent of one unit, and when
 """

@@ -134,12 +134,12 @@ class Crowd:
 def replayed(
     at: float, level: float, counts: Iterable[tuple[float, float]], refill: float, capacity: float, factor: float
 ) -> tuple[float, float]:
-    """What was sent since a level was told, and the refill that did not fit into the bucket meanwhile.
+    """What was sent since a level was stated, and the refill that did not fit into the bucket meanwhile.
 
     That is known only by playing it all again, with what is thought of the factor so far.
 
     Args:
-        at: When the level was told.
+        at: When the level was stated.
         counts: What was sent since: when, and how much.
         refill: Units per second.
     """

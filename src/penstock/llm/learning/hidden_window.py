@@ -36,7 +36,7 @@ SEVERAL = 4.0
 """What is admitted in the time that a refused request had to wait, over that request, to rule a bucket out."""
 
 ROUNDED_UP = 1.0
-"""Seconds by which a wait that was told may be too long."""
+"""Seconds by which a wait that was stated may be too long."""
 
 SLACK = 1.02
 """How much may be admitted in a window, over its amount, before the window is ruled out."""
@@ -213,7 +213,7 @@ class HiddenWindow:
         self.found = self._best(departure, traffic)
 
     def _rule_out(self, departure: Departure, until: float, traffic: Traffic, *, is_new: bool) -> None:
-        """Rule out what would have admitted that request, or another one before a moment that the server told."""
+        """Rule out what would have admitted that request, or another one before a moment that the server stated."""
         for each in self._open:
             self._lower(each, departure, traffic, is_new=is_new)
             if until > departure.at:

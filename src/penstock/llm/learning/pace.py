@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from penstock.llm.learning.traffic import OVERTAKING, ROUNDING, Departure, Traffic
 
-__all__ = ["FIRST_UNTOLD", "Pace"]
+__all__ = ["FIRST_UNKNOWN", "Pace"]
 
 BURST = 0.5
 """Seconds' worth that may be sent at once where only the pace is known."""
@@ -28,8 +28,8 @@ BURST = 0.5
 UNCONFIRMED = 0.1
 """The same before anything was refused: what piles up while we stand still must not be sent on a guess."""
 
-FIRST_UNTOLD = 8.0
-"""Requests that may be sent at once to a server that tells nothing, before anything was refused."""
+FIRST_UNKNOWN = 8.0
+"""Requests that may be sent at once to a server that states nothing, before anything was refused."""
 
 DOUBLED = 8.0
 """Seconds in which the rate doubles while nothing was refused yet, at most."""
@@ -93,7 +93,7 @@ ANCHORS = 4
 """Refusals that are remembered to measure from."""
 
 DISPROVED = 2.0
-"""Refusals in about a minute after which a rate that was told is believed no more."""
+"""Refusals in about a minute after which a rate that was stated is believed no more."""
 
 ESTABLISHED = 30.0
 """Seconds that a measurement must have taken for its rate to be tried again when it is refused."""
@@ -110,14 +110,14 @@ TRY_AGAIN_SHARE = 0.12
 
 @dataclass(slots=True)
 class Pace:
-    """A limit that the server does not tell: how fast requests got through between refusals.
+    """A limit that the server does not state: how fast requests got through between refusals.
 
     It is a bucket of about a second, so that a pause is not made up for all at once.
 
     Attributes:
         rate: Units per second that are tried now.
         searching: Whether nothing was refused yet.
-        alone: Whether no limit was told of, that holds beside it.
+        alone: Whether no limit was stated that holds beside it.
         most: The rate that is known to be the most; `inf` if none is.
         doubled: Seconds in which it doubles while searching.
         latency: Seconds that an answer usually takes; None: there was none.
@@ -152,7 +152,7 @@ class Pace:
     _is_trying: bool = field(init=False, default=False)
     _fell_at: float = field(init=False, default=0.0)
     _try_at: float = field(init=False, default=0.0)
-    _disproved: float = field(init=False, default=0.0)  # how often, lately, the rate that was told was refused
+    _disproved: float = field(init=False, default=0.0)  # how often, lately, the rate that was stated was refused
 
     def __post_init__(self) -> None:
         self._at = self._grown_at = self.now
@@ -251,7 +251,7 @@ class Pace:
         """A request was refused that left at that moment: what was admitted since the last refusal is what there is.
 
         Args:
-            known: Units per second that were told of. The hidden limit may well be the same, with less at once, so that
+            known: Units per second that were stated. The hidden limit may well be the same, with less at once, so that
                 is believed until it was refused several times.
             named: Units per second that the refusal itself names: that is the rate, unless more was admitted.
         """

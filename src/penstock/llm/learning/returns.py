@@ -5,7 +5,7 @@ Pure arithmetic; see `discovery` for the states. Five questions are decided here
     BareResets       does a bare number mean seconds, or milliseconds?
     BucketFormula    are the resets those of a bucket, and of which period?
     LeastLeft        does anything come back gradually?
-    AssumedPeriod    may it be of the period that is assumed where none is told?
+    AssumedPeriod    may it be of the period that is assumed where none is stated?
     Returns          does all come back at once, and when next? how soon is another look worth a request?
 """
 
@@ -49,7 +49,7 @@ LAST_LOOK = 30.0
 """The same after many looks in vain."""
 
 NEAR = 1.5
-"""Seconds by which two moments may differ and still be the same one, told in whole seconds."""
+"""Seconds by which two moments may differ and still be the same one, stated in whole seconds."""
 
 FASTER = 1.3
 """How much faster than they came back the last units are sent, so that they do not stay unused."""
@@ -107,12 +107,12 @@ class BareResets:
 
     _seconds: bool = True
     _milliseconds: bool = True
-    _ends: float | None = None  # the first moment that was told, if they are seconds
+    _ends: float | None = None  # the first moment that was stated, if they are seconds
     _least: float = math.inf  # the sizes of the bucket, if they are milliseconds
     _most: float = 0.0
 
     def hear(self, number: float, at: float, limit: float, per: float, remaining: float) -> float | None:
-        """The reset in seconds, of one answer that was told at a moment; None: not known yet."""
+        """The reset in seconds, of one answer that was stated at a moment; None: not known yet."""
         if self._ends is None:
             self._ends = at + number
         off = abs(at + number - self._ends)
@@ -130,7 +130,7 @@ class BareResets:
 
 @dataclass(slots=True)
 class LeastLeft:
-    """The least that was left, as answers told, and when that was heard."""
+    """The least that was left, as answers stated, and when that was heard."""
 
     heard_at: float = math.inf
     remaining: float = math.inf
@@ -175,7 +175,7 @@ class Returns:
         began: When the first answer that tells of it left; or, after a pause without requests, the first one since.
 
     Attributes:
-        due: From when on it may come back at once, as told or as seen so far; `inf`: unknown.
+        due: From when on it may come back at once, as stated or as seen so far; `inf`: unknown.
         length: Seconds from one such moment to the next, as seen; None: not seen yet.
         rate: Units per second that came back while it did; 0: not seen yet.
     """
@@ -192,8 +192,8 @@ class Returns:
     _jumps: list[tuple[float, float]] = field(default_factory=list)
     _anchor: tuple[float, float] | None = None  # from when on returns are counted, and how much came since
 
-    def told(self, moment: float) -> None:
-        """An answer told when it is back. What was seen is believed more: told moments are rounded and ambiguous."""
+    def stated(self, moment: float) -> None:
+        """An answer states when it is back. What was seen is believed more: what is stated is rounded and ambiguous."""
         if self.length is None and moment > self._looked_at:
             self.due = min(moment, self.due) if abs(moment - self.due) < NEAR else moment
 
@@ -263,7 +263,7 @@ class Returns:
 
     def jumped(self, first: float, last: float) -> None:
         """All came back between two moments."""
-        if first < self.due <= last:  # as was told or expected, so hardly before that
+        if first < self.due <= last:  # as was stated or expected, so hardly before that
             first = max(first, self.due - NEAR)
         if self.length is not None:
             self._needed = max(self._needed - 1, self._due_looks - 1)

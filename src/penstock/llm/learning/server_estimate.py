@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from penstock.llm.learning.charge_factor import FEWEST, ChargeFactor, Crowd, replayed
 from penstock.llm.learning.returns import USUAL, AssumedPeriod, BareResets, BucketFormula, LeastLeft, Returns
 from penstock.llm.learning.sliding_window import SlidingWindow
-from penstock.llm.learning.told import Kind, Told
+from penstock.llm.learning.stated_limit import Kind, StatedLimit
 from penstock.llm.learning.traffic import HEADROOM, ROUNDING, WINDOWS_HEADROOM, Departure, Traffic
 
 __all__ = ["DOUBT", "FIRST_BURST", "ServerEstimate"]
@@ -70,7 +70,7 @@ class ServerEstimate:
     """
 
     traffic: Traffic
-    told: Told
+    stated: StatedLimit
     charges_refused: bool
     limit: float = field(init=False)
     per: float = field(init=False)
@@ -85,13 +85,13 @@ class ServerEstimate:
     _fits: bool = field(init=False, default=False)  # answers say what only a bucket says that holds all of the limit
     _is_partial: bool = field(init=False, default=False)  # an answer said what no such bucket says; some others may fit
     _seen: float = field(init=False)  # the most that ever was left, and what its request took
-    _is_dated: bool = field(init=False, default=False)  # an answer told when all is back
+    _is_dated: bool = field(init=False, default=False)  # an answer stated when all is back
     _is_by_clock: bool = field(init=False, default=False)  # a window began sooner than a period after our first request
-    _is_seen: bool = field(init=False, default=False)  # that window began when an answer told of a return
+    _is_seen: bool = field(init=False, default=False)  # that window began when an answer showed a return
     _is_unopened: bool = field(init=False, default=False)  # the window is thought to be over, and nothing left since
     _first_at: float | None = field(init=False, default=None)  # when a request left to see whether it began
     _late: float = field(init=False, default=0.0)  # seconds by which it may have begun later than that request left
-    _is_proved: bool = field(init=False, default=False)  # when a window began as told, all was back
+    _is_proved: bool = field(init=False, default=False)  # when a window began as stated, all was back
     _is_refuted: bool = field(init=False, default=False)  # it was not
     _is_guess: bool = field(init=False, default=False)  # nothing came back yet as its period would have it, a guess
     _assumed: AssumedPeriod | None = field(init=False, default=None)  # as no answer tells one, or when all is back
@@ -106,14 +106,14 @@ class ServerEstimate:
     _crowd: Crowd | None = field(init=False, default=None)  # what left since nothing was under way
 
     def __post_init__(self) -> None:
-        told = self.told
-        self.limit, self.per, self.rate = told.limit, told.per, told.limit / told.per
-        self.capacity = told.limit
-        self.kind = Kind.BUCKET if told.sure or told.reset is None or told.is_exact else Kind.UNSURE
-        self._is_guess = not told.sure and told.reset is None
+        stated = self.stated
+        self.limit, self.per, self.rate = stated.limit, stated.per, stated.limit / stated.per
+        self.capacity = stated.limit
+        self.kind = Kind.BUCKET if stated.sure or stated.reset is None or stated.is_exact else Kind.UNSURE
+        self._is_guess = not stated.sure and stated.reset is None
         self._assumed = AssumedPeriod() if self._is_guess else None
         self._returns = Returns(0.0)
-        self._level = self._seen = told.remaining
+        self._level = self._seen = stated.remaining
 
     @property
     def fastest(self) -> float:
@@ -124,12 +124,12 @@ class ServerEstimate:
 
     def begin(self, departure: Departure, now: float, *, cautious: bool) -> None:
         """Hear the first answer that tells of it."""
-        self._newest = self._anchor = (departure, self.told.remaining)
+        self._newest = self._anchor = (departure, self.stated.remaining)
         self._returns = Returns(departure.at)
-        told = self._in_seconds(departure, self.told)
-        self._judge_kind(departure, told)
-        self._size(departure, told)
-        self._level, self._at = self._replayed(departure, self.told.remaining, now), now
+        stated = self._in_seconds(departure, self.stated)
+        self._judge_kind(departure, stated)
+        self._size(departure, stated)
+        self._level, self._at = self._replayed(departure, self.stated.remaining, now), now
         if cautious and self.per <= 60 and self.kind is not Kind.UNSURE:
             self._held_back = self._beyond_first_burst
 
@@ -156,52 +156,52 @@ class ServerEstimate:
         self._advance(now)
         self._level -= self.factor * more
 
-    def heard(self, departure: Departure, told: Told, now: float) -> None:
-        """Hear what an answer tells. What an older one told is never put over what a newer one did."""
+    def heard(self, departure: Departure, stated: StatedLimit, now: float) -> None:
+        """Hear what an answer tells. What an older one stated is never put over what a newer one did."""
         self._advance(now)
-        self._notice_crowd(departure, told.remaining)
+        self._notice_crowd(departure, stated.remaining)
         if self.traffic.is_idle:  # all is answered: as much again may go
             self._held_back = min(self._held_back, self._beyond_first_burst)
         if departure.refused and departure.cost > 0:
-            self._charges.was_too_little(told.remaining, departure.cost)
+            self._charges.was_too_little(stated.remaining, departure.cost)
         newest = self._newest
         if newest is not None and departure.number <= newest[0].number:
             return
-        told = self._in_seconds(departure, told)
-        if self._is_partial and told.limit == self.limit and (told.fits or not told.named):
-            told = replace(told, per=self.per, fits=False)  # which another period's bucket would say too
-        if told.limit != self.limit or (told.sure and told.per != self.per):
-            self._change(told)
-            self._newest = self._anchor = (departure, told.remaining)
+        stated = self._in_seconds(departure, stated)
+        if self._is_partial and stated.limit == self.limit and (stated.fits or not stated.named):
+            stated = replace(stated, per=self.per, fits=False)  # which another period's bucket would say too
+        if stated.limit != self.limit or (stated.sure and stated.per != self.per):
+            self._change(stated)
+            self._newest = self._anchor = (departure, stated.remaining)
             overtaken = self.factor * self.traffic.around(departure)[0]  # they left before it, and may arrive after it
-            self._level = self._replayed(departure, told.remaining, now) - overtaken
+            self._level = self._replayed(departure, stated.remaining, now) - overtaken
             return
         if (first := self._first_at) is not None and departure.at >= first:
             self._first_at = None
             if self.kind is Kind.WINDOW and self._is_dated:
-                self._see_window_begin(departure, told)
+                self._see_window_begin(departure, stated)
         if self._is_refuted:
-            told = replace(told, sure=False)
+            stated = replace(stated, sure=False)
         if newest is not None:
-            self._notice_window(newest, departure, told)
+            self._notice_window(newest, departure, stated)
             if self.boundary in (first, departure.at) and not self._is_dated:
                 self._late = min(now - self.boundary, LATE * self.per)
         if self._is_guess and self.kind is Kind.BUCKET:
             # No server counts a request as less than one.
             surely = self.traffic if self.charges_refused else None
-            self._is_guess = not self._lowest.shows_refill(departure, told.remaining, self.limit, surely, now)
-        self._judge_kind(departure, told)
+            self._is_guess = not self._lowest.shows_refill(departure, stated.remaining, self.limit, surely, now)
+        self._judge_kind(departure, stated)
         if self.kind is Kind.UNSURE:
-            self._notice_return(newest, departure, told)
+            self._notice_return(newest, departure, stated)
         if self.kind in (Kind.UNSURE, Kind.SLIDING):
-            self._notice_sliding(departure, told)
-        self._size(departure, told)
-        self._newest = (departure, told.remaining)
-        self._correct(departure, told.remaining, now)
+            self._notice_sliding(departure, stated)
+        self._size(departure, stated)
+        self._newest = (departure, stated.remaining)
+        self._correct(departure, stated.remaining, now)
         if departure.refused or self.kind in (Kind.UNSURE, Kind.SLIDING) or self.traffic.charged_late:
             pass  # which of those around it were refused too is not known yet
         else:
-            self._sample(*(self._anchor or self._newest), departure, told.remaining)
+            self._sample(*(self._anchor or self._newest), departure, stated.remaining)
         if self._charges.samples or self.kind is Kind.UNSURE or self.traffic.charged_late:
             held_back = max(0.0, self._held_back - RISE * self.capacity)
             self._held_back = min(held_back, self._beyond_first_burst)  # others may have used it up
@@ -211,7 +211,7 @@ class ServerEstimate:
         if self.kind is Kind.UNSURE:
             self._level = min(self._level, 0.0)
             if wait <= USUAL[-1]:
-                self._returns.told(departure.at + wait)
+                self._returns.stated(departure.at + wait)
             return
         if self._assumed is not None and self._assumed.is_refuted(
             departure, wait, self.per, self._refill, self.traffic
@@ -226,7 +226,7 @@ class ServerEstimate:
             self._level = min(self._level, remaining)
 
     def explains(self, departure: Departure, remaining: float | None, now: float) -> bool:
-        """Whether a request may have been refused for it; what remained, if that was told."""
+        """Whether a request may have been refused for it; what remained, if that was stated."""
         if self._first_at is not None and departure.at >= self._first_at:
             return True  # the window that should have begun may be late
         return (self.level(now) if remaining is None else remaining) < max(
@@ -264,7 +264,7 @@ class ServerEstimate:
         if self._first_at is None and (self._is_proved or not self._is_unopened):
             return now
         taken = self.traffic.sent - self.traffic.sent_before(since) + self.traffic.waiting + ahead
-        few = 0.0 if self._is_dated else UNCONFIRMED * self.limit  # what is told is to be proved once
+        few = 0.0 if self._is_dated else UNCONFIRMED * self.limit  # what is stated is to be proved once
         if not taken or self.factor * (taken + cost) <= few:
             return now
         until = min(since + PATIENCE, self.boundary + self.per + self._headroom)
@@ -348,10 +348,10 @@ class ServerEstimate:
         if not self._is_dated and (not self._is_by_clock or now - self.boundary <= PAUSE * self.per):
             self.boundary = now
 
-    def _see_window_begin(self, departure: Departure, told: Told) -> None:
-        """The first answer since a window should have begun, as was told, shows whether all came back at once."""
+    def _see_window_begin(self, departure: Departure, stated: StatedLimit) -> None:
+        """The first answer since a window should have begun, as was stated, shows whether all came back at once."""
         sent = self.traffic.admitted(self.boundary, departure.at) + sum(self.traffic.around(departure))
-        self._is_proved = told.remaining + self.factor * sent > MOST * self.limit
+        self._is_proved = stated.remaining + self.factor * sent > MOST * self.limit
         if not self._is_proved:
             self._is_refuted = True
             self._doubt_period()
@@ -403,132 +403,132 @@ class ServerEstimate:
                 self._level += RISE * (lowest - self._level)
                 self._rose_at = now
 
-    def _change(self, told: Told) -> None:
+    def _change(self, stated: StatedLimit) -> None:
         """A new limit: what is known of the old one's charges stays known."""
         if self.capacity == self.limit:
-            self.capacity = told.limit
+            self.capacity = stated.limit
         else:
-            self.capacity = min(told.limit, self.capacity * told.limit / self.limit)
-        self.limit, self.per, self.rate = told.limit, told.per, told.limit / told.per
+            self.capacity = min(stated.limit, self.capacity * stated.limit / self.limit)
+        self.limit, self.per, self.rate = stated.limit, stated.per, stated.limit / stated.per
         self._held_back, self._seen = 0.0, self.capacity
         self._formula, self._is_partial = BucketFormula(), False
-        self._is_guess = not told.sure and told.reset is None
+        self._is_guess = not stated.sure and stated.reset is None
         self._assumed = AssumedPeriod() if self._is_guess else None
         if self.kind is Kind.SLIDING:
             self.kind, self._sliding = Kind.UNSURE, SlidingWindow()
-        if told.sure and self.kind is Kind.UNSURE:
+        if stated.sure and self.kind is Kind.UNSURE:
             self.kind = Kind.BUCKET
 
-    def _in_seconds(self, departure: Departure, told: Told) -> Told:
-        """What was told, with its reset in seconds, as far as it is known what bare numbers mean."""
-        if told.bare is None:
-            return told
-        reset = self._bare.hear(told.bare, departure.at, told.limit, told.per, told.remaining)
-        return told if reset is None else replace(told, reset=reset, sure=True, bare=None)
+    def _in_seconds(self, departure: Departure, stated: StatedLimit) -> StatedLimit:
+        """What was stated, with its reset in seconds, as far as it is known what bare numbers mean."""
+        if stated.bare is None:
+            return stated
+        reset = self._bare.hear(stated.bare, departure.at, stated.limit, stated.per, stated.remaining)
+        return stated if reset is None else replace(stated, reset=reset, sure=True, bare=None)
 
-    def _judge_kind(self, departure: Departure, told: Told) -> None:
+    def _judge_kind(self, departure: Departure, stated: StatedLimit) -> None:
         """See from one answer how the limit comes back: `remaining + reset × rate` is the capacity of a bucket."""
-        if told.reset is None:
+        if stated.reset is None:
             return
         self._is_dated, self._is_guess, self._assumed = True, False, None
-        if not told.sure:
-            if told.bare is None and (self.kind is Kind.UNSURE or not told.is_exact):
-                self._work_period_out(departure, told, told.reset)
+        if not stated.sure:
+            if stated.bare is None and (self.kind is Kind.UNSURE or not stated.is_exact):
+                self._work_period_out(departure, stated, stated.reset)
             return
         if self.kind is Kind.UNSURE:
             self.kind = Kind.BUCKET
-        whole = told.remaining + told.reset * self.rate
+        whole = stated.remaining + stated.reset * self.rate
         slack = 1.5 + 0.02 * self.limit + self.rate
-        if whole > self.limit + slack and not told.fits:
-            self._become_window(departure.at + told.reset - self._length(told))
-        elif told.fits and self.limit - told.remaining > 0.05 * self.limit:
+        if whole > self.limit + slack and not stated.fits:
+            self._become_window(departure.at + stated.reset - self._length(stated))
+        elif stated.fits and self.limit - stated.remaining > 0.05 * self.limit:
             self.kind, self._fits = Kind.BUCKET, True
-        elif told.is_exact and self.kind is Kind.BUCKET and self.limit - whole > slack:
+        elif stated.is_exact and self.kind is Kind.BUCKET and self.limit - whole > slack:
             self._is_partial = True
-        if not told.named and not told.fits and told.is_exact and told.remaining < self.limit:
+        if not stated.named and not stated.fits and stated.is_exact and stated.remaining < self.limit:
             self._is_partial = True
 
-    def _length(self, told: Told) -> float:
+    def _length(self, stated: StatedLimit) -> float:
         """How long a window is: where no answer names that, the longest reset tells."""
-        if not told.named and told.reset is not None and (self.kind is not Kind.WINDOW or told.reset > self.per):
-            self.per = next((length for length in USUAL if told.reset <= length), self.per)
+        if not stated.named and stated.reset is not None and (self.kind is not Kind.WINDOW or stated.reset > self.per):
+            self.per = next((length for length in USUAL if stated.reset <= length), self.per)
             self.rate = self.limit / self.per
         return self.per
 
-    def _size(self, departure: Departure, told: Told) -> None:
+    def _size(self, departure: Departure, stated: StatedLimit) -> None:
         """See from one answer what it holds at most: for a bucket, the most that was ever left or what a reset says."""
-        self._seen = max(self._seen, told.remaining + self.factor * departure.cost)
+        self._seen = max(self._seen, stated.remaining + self.factor * departure.cost)
         if self.kind is not Kind.BUCKET or self._fits:
             self.capacity = self.limit
             return
         whole = self._seen
-        if told.reset is not None and told.sure and told.is_exact:
-            whole = max(whole, told.remaining + told.reset * self.rate)
+        if stated.reset is not None and stated.sure and stated.is_exact:
+            whole = max(whole, stated.remaining + stated.reset * self.rate)
         self.capacity = min(self.limit, max(1.0, whole))
 
-    def _work_period_out(self, departure: Departure, told: Told, reset: float) -> None:
-        """The same where the period is not told: see whether the resets are those of a bucket, and of which period."""
-        self._formula.hear(told.limit, told.remaining, reset, told.step)
+    def _work_period_out(self, departure: Departure, stated: StatedLimit, reset: float) -> None:
+        """The same where no period is stated: see whether the resets are those of a bucket, and of which period."""
+        self._formula.hear(stated.limit, stated.remaining, reset, stated.step)
         period = self._formula.period
         if period is not None:
             self.kind, self.per, self.rate = Kind.BUCKET, period, self.limit / period
         elif self.kind is Kind.BUCKET and self._formula.refuted:
             self.kind = Kind.UNSURE
         if self.kind is Kind.UNSURE:
-            self._returns.told(departure.at + reset)
+            self._returns.stated(departure.at + reset)
 
-    def _notice_return(self, newest: tuple[Departure, float] | None, departure: Departure, told: Told) -> None:
+    def _notice_return(self, newest: tuple[Departure, float] | None, departure: Departure, stated: StatedLimit) -> None:
         """See whether something came back between two answers, and whether it was all."""
         if newest is None or newest[1] >= self.limit - 1:
             return
         before, remained = newest
         sent = self.factor * (departure.sent - before.sent)
         crowd = self.factor * sum(self.traffic.around(departure))
-        came = told.remaining + sent - remained
+        came = stated.remaining + sent - remained
         at_once = came - crowd > 0.25 * self.limit
-        if at_once and told.remaining + min(sent, crowd + departure.cost) > 0.97 * self.limit - 1:
+        if at_once and stated.remaining + min(sent, crowd + departure.cost) > 0.97 * self.limit - 1:
             self._returns.jumped(before.at, departure.at)
         else:
             self._returns.came(came, before.at, departure.at, much=at_once)
 
-    def _notice_sliding(self, departure: Departure, told: Told) -> None:
-        """See whether all that is told is what one length of a window that slides explains."""
-        self._sliding.hear(departure, told.remaining, self.limit, self.factor, self.traffic)
+    def _notice_sliding(self, departure: Departure, stated: StatedLimit) -> None:
+        """See whether all that is stated is what one length of a window that slides explains."""
+        self._sliding.hear(departure, stated.remaining, self.limit, self.factor, self.traffic)
         length = self._sliding.length
         if length is not None:
             self.kind, self.per, self.rate = Kind.SLIDING, length, self.limit / length
         elif self.kind is Kind.SLIDING:
             self.kind = Kind.UNSURE
 
-    def _notice_window(self, newest: tuple[Departure, float], departure: Departure, told: Told) -> None:
+    def _notice_window(self, newest: tuple[Departure, float], departure: Departure, stated: StatedLimit) -> None:
         """More is there than any refill could have brought: a window began between the two."""
         before, remained = newest
         crowd = self.factor * sum(self.traffic.around(before) + self.traffic.around(departure))
         self._returns.resumed(before.at, departure.at)
         if self.kind is Kind.BUCKET:
             most = remained + self.rate * max(0.0, departure.at - before.at + 1.0) + 0.05 * self.limit + crowd
-            jumped = not told.fits and told.remaining > most and told.remaining > 0.5 * self.limit
-            if not told.sure and self._is_no_minutes(departure, told, jumped=jumped):
+            jumped = not stated.fits and stated.remaining > most and stated.remaining > 0.5 * self.limit
+            if not stated.sure and self._is_no_minutes(departure, stated, jumped=jumped):
                 self._doubt_period()
             elif jumped:
-                self._is_by_clock = departure.at - self._returns.began < 0.9 * self._length(told)
+                self._is_by_clock = departure.at - self._returns.began < 0.9 * self._length(stated)
                 self._become_window(departure.at, seen=True)
                 self._is_guess = False  # it began when a window of that length would have
-        elif self.kind is Kind.WINDOW and told.remaining > remained + 0.05 * self.limit + crowd:
+        elif self.kind is Kind.WINDOW and stated.remaining > remained + 0.05 * self.limit + crowd:
             since = (departure.at - self.boundary) % self.per / self.per
             if self._is_guess and 1.0 < since * self.per < 0.9 * self.per:
                 self._doubt_period()
             elif since > 0.25:
                 self._is_by_clock |= since < 0.9
-                self._is_guess &= not self._is_seen  # one of two moments that are a period apart was told, not seen
+                self._is_guess &= not self._is_seen  # one of two moments that are a period apart was stated, not seen
                 self._become_window(departure.at, seen=True)  # earlier than was thought
 
-    def _is_no_minutes(self, departure: Departure, told: Told, *, jumped: bool) -> bool:
+    def _is_no_minutes(self, departure: Departure, stated: StatedLimit, *, jumped: bool) -> bool:
         """Whether it came back too soon, or more was admitted than any limit of the assumed period would admit."""
         if jumped and departure.at - self._returns.began < 0.8 * self.per:
             return True
         admitted = self.factor * self.traffic.admitted(departure.at - self.per, departure.at)
-        return told.reset is None and (jumped or self.charges_refused) and admitted > 2.1 * self.limit
+        return stated.reset is None and (jumped or self.charges_refused) and admitted > 2.1 * self.limit
 
     def _doubt_period(self) -> None:
         """It came back sooner than the period has it that was assumed."""

@@ -40,7 +40,7 @@ MEMORY = 0.95
 """How much of what was counted outlives the next answer."""
 
 WHOLE = 1.01
-"""Units by which a number may differ that is told in whole ones."""
+"""Units by which a number may differ that is stated in whole ones."""
 
 
 @dataclass(slots=True)
@@ -53,7 +53,7 @@ class SlidingWindow:
 
     length: float | None = None
     _trip: float = 0.0  # seconds to an answer, of late at most: a request is admitted before it is answered
-    _held: dict[float, float] = field(default_factory=lambda: dict.fromkeys(USUAL, 0.0))  # and told of a return
+    _held: dict[float, float] = field(default_factory=lambda: dict.fromkeys(USUAL, 0.0))  # and showed a return
     _failed: dict[float, float] = field(default_factory=lambda: dict.fromkeys(USUAL, 0.0))
     _unconfirmed: float = UNCONFIRMED
     _held_at: dict[float, float] = field(default_factory=lambda: dict.fromkeys(USUAL, -math.inf))  # when last counted
