@@ -16,7 +16,7 @@ A rate looks different: what it refuses depends on what left a while ago, and ha
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 __all__ = ["Places"]
 
@@ -45,7 +45,7 @@ class Places:
     _between: float = 0.0  # answers from one look to the next
     _step: int = 1
     _is_look: bool = False  # the last change was one more, and no refusal has come since
-    _candidate: int | None = field(default=None)  # as many were under way at each of the last refusals
+    _candidate: int | None = None  # as many were under way at each of the last refusals
     _agreed: int = 0
     _since: int = 0  # admitted since the last of them
 

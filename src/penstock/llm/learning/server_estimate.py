@@ -100,20 +100,22 @@ class ServerEstimate:
     _level: float = field(init=False)
     _at: float = field(init=False, default=0.0)
     _rose_at: float = field(init=False, default=0.0)
-    _newest: tuple[Departure, float] | None = field(init=False, default=None)  # and what remained then
+    _newest: tuple[Departure, float] = field(init=False)  # since `begin`: of what answers stated, and what remained
     _anchor: tuple[Departure, float] | None = field(init=False, default=None)  # what the next sample begins with
     _charges: ChargeFactor = field(init=False, default_factory=ChargeFactor)
     _crowd: Crowd | None = field(init=False, default=None)  # what left since nothing was under way
 
     def __post_init__(self) -> None:
         stated = self.stated
-        self.limit, self.per, self.rate = stated.limit, stated.per, stated.limit / stated.per
+        self._believe(stated)
         self.capacity = stated.limit
         self.kind = Kind.BUCKET if stated.sure or stated.reset is None or stated.is_exact else Kind.UNSURE
+        self._level = self._seen = stated.remaining
+
+    def _believe(self, stated: StatedLimit) -> None:
+        self.limit, self.per, self.rate = stated.limit, stated.per, stated.limit / stated.per
         self._is_guess = not stated.sure and stated.reset is None
         self._assumed = AssumedPeriod() if self._is_guess else None
-        self._returns = Returns(0.0)
-        self._level = self._seen = stated.remaining
 
     @property
     def fastest(self) -> float:
@@ -165,7 +167,7 @@ class ServerEstimate:
         if departure.refused and departure.cost > 0:
             self._charges.was_too_little(stated.remaining, departure.cost)
         newest = self._newest
-        if newest is not None and departure.number <= newest[0].number:
+        if departure.number <= newest[0].number:
             return
         stated = self._in_seconds(departure, stated)
         if self._is_partial and stated.limit == self.limit and (stated.fits or not stated.named):
@@ -182,13 +184,11 @@ class ServerEstimate:
                 self._see_window_begin(departure, stated)
         if self._is_refuted:
             stated = replace(stated, sure=False)
-        if newest is not None:
-            self._notice_window(newest, departure, stated)
-            if self.boundary in (first, departure.at) and not self._is_dated:
-                self._late = min(now - self.boundary, LATE * self.per)
+        self._notice_window(newest, departure, stated)
+        if self.boundary in (first, departure.at) and not self._is_dated:
+            self._late = min(now - self.boundary, LATE * self.per)
         if self._is_guess and self.kind is Kind.BUCKET:
-            # No server counts a request as less than one.
-            surely = self.traffic if self.charges_refused else None
+            surely = self.traffic if self.charges_refused else None  # no server counts a request as less than one
             self._is_guess = not self._lowest.shows_refill(departure, stated.remaining, self.limit, surely, now)
         self._judge_kind(departure, stated)
         if self.kind is Kind.UNSURE:
@@ -198,9 +198,8 @@ class ServerEstimate:
         self._size(departure, stated)
         self._newest = (departure, stated.remaining)
         self._correct(departure, stated.remaining, now)
-        if departure.refused or self.kind in (Kind.UNSURE, Kind.SLIDING) or self.traffic.charged_late:
-            pass  # which of those around it were refused too is not known yet
-        else:
+        # Of what left around a refused one, it is not known yet which were refused too.
+        if not (departure.refused or self.kind in (Kind.UNSURE, Kind.SLIDING) or self.traffic.charged_late):
             self._sample(*(self._anchor or self._newest), departure, stated.remaining)
         if self._charges.samples or self.kind is Kind.UNSURE or self.traffic.charged_late:
             held_back = max(0.0, self._held_back - RISE * self.capacity)
@@ -213,9 +212,8 @@ class ServerEstimate:
             if wait <= USUAL[-1]:
                 self._returns.stated(departure.at + wait)
             return
-        if self._assumed is not None and self._assumed.is_refuted(
-            departure, wait, self.per, self._refill, self.traffic
-        ):
+        assumed = self._assumed
+        if assumed is not None and assumed.is_refuted(departure, wait, self.per, self._refill, self.traffic):
             self._doubt_period()
             self._level = min(self._level, remaining)
             return
@@ -229,9 +227,8 @@ class ServerEstimate:
         """Whether a request may have been refused for it; what remained, if that was stated."""
         if self._first_at is not None and departure.at >= self._first_at:
             return True  # the window that should have begun may be late
-        return (self.level(now) if remaining is None else remaining) < max(
-            2 * self.factor * departure.cost, 0.03 * self.capacity
-        )
+        left = self.level(now) if remaining is None else remaining
+        return left < max(2 * self.factor * departure.cost, 0.03 * self.capacity)
 
     # What can be counted on
 
@@ -278,8 +275,8 @@ class ServerEstimate:
         look = self._returns.look_at(now, self.factor * cost, empty=left < 0, left=left)
         if self.kind is Kind.WINDOW:
             look = max(now, min(look, self.boundary + self.per + HEADROOM))
-        last, newest = self.traffic.last, self._newest
-        is_late = last is not None and newest is not None and last is not newest[0] and now - last.at < 5.0
+        last = self.traffic.last
+        is_late = last is not None and last is not self._newest[0] and now - last.at < 5.0
         if ahead or self.traffic.waiting > 0 or (left < 0 and is_late):  # an answer may well tell of more
             return max(look, now + HEADROOM)  # one at a time
         return look
@@ -301,8 +298,7 @@ class ServerEstimate:
 
     def _reserve(self) -> float:
         """What is kept back: never all of it, or nothing would leave once answers tell no more."""
-        traffic, newest = self.traffic, self._newest
-        since = self.factor * (traffic.waiting + (traffic.sent - newest[0].sent if newest is not None else 0.0))
+        since = self.factor * (self.traffic.waiting + (self.traffic.sent - self._newest[0].sent))
         doubt = DOUBT * since
         deviation = self._charges.deviation
         if deviation:
@@ -331,7 +327,7 @@ class ServerEstimate:
             if over > 0:
                 self.boundary += over * self.per
                 self._level, self._is_unopened, self._first_at = self.capacity, True, None
-        elif self.kind is Kind.SLIDING and self._newest is not None:
+        elif self.kind is Kind.SLIDING:
             self._level = self._sliding.left(*self._newest, now, self.limit, self.factor, self.traffic)
         self._at = now
 
@@ -343,8 +339,7 @@ class ServerEstimate:
     def _open(self, now: float) -> None:
         """The first request leaves after a window ended: unless more is known, the next one begins with it."""
         self._is_unopened = False
-        if not self._is_proved:
-            self._first_at = now
+        self._first_at = None if self._is_proved else now
         if not self._is_dated and (not self._is_by_clock or now - self.boundary <= PAUSE * self.per):
             self.boundary = now
 
@@ -405,15 +400,11 @@ class ServerEstimate:
 
     def _change(self, stated: StatedLimit) -> None:
         """A new limit: what is known of the old one's charges stays known."""
-        if self.capacity == self.limit:
-            self.capacity = stated.limit
-        else:
-            self.capacity = min(stated.limit, self.capacity * stated.limit / self.limit)
-        self.limit, self.per, self.rate = stated.limit, stated.per, stated.limit / stated.per
+        is_whole = self.capacity == self.limit
+        self.capacity = stated.limit if is_whole else min(stated.limit, self.capacity * stated.limit / self.limit)
+        self._believe(stated)
         self._held_back, self._seen = 0.0, self.capacity
         self._formula, self._is_partial = BucketFormula(), False
-        self._is_guess = not stated.sure and stated.reset is None
-        self._assumed = AssumedPeriod() if self._is_guess else None
         if self.kind is Kind.SLIDING:
             self.kind, self._sliding = Kind.UNSURE, SlidingWindow()
         if stated.sure and self.kind is Kind.UNSURE:
@@ -477,11 +468,11 @@ class ServerEstimate:
         if self.kind is Kind.UNSURE:
             self._returns.stated(departure.at + reset)
 
-    def _notice_return(self, newest: tuple[Departure, float] | None, departure: Departure, stated: StatedLimit) -> None:
+    def _notice_return(self, newest: tuple[Departure, float], departure: Departure, stated: StatedLimit) -> None:
         """See whether something came back between two answers, and whether it was all."""
-        if newest is None or newest[1] >= self.limit - 1:
-            return
         before, remained = newest
+        if remained >= self.limit - 1:
+            return
         sent = self.factor * (departure.sent - before.sent)
         crowd = self.factor * sum(self.traffic.around(departure))
         came = stated.remaining + sent - remained
@@ -566,9 +557,8 @@ class ServerEstimate:
             crowd.hear(departure, remaining)
         if self.traffic.is_idle:
             self._crowd = None
-            if crowd.count < FEWEST or crowd.charged < 0.3 * SAMPLE * self.capacity:
-                return
-            if self.kind is Kind.WINDOW and self._crosses(crowd.first_at, crowd.last_at):
+            are_few = crowd.count < FEWEST or crowd.charged < 0.3 * SAMPLE * self.capacity
+            if are_few or (self.kind is Kind.WINDOW and self._crosses(crowd.first_at, crowd.last_at)):
                 return
             self._charges.raise_to(crowd.least_factor)
             self._held_back = 0.0
@@ -576,9 +566,8 @@ class ServerEstimate:
     def _sample(self, before: Departure, remained: float, departure: Departure, remaining: float) -> None:
         """Learn from two snapshots what the server charges for what we estimate."""
         refill = self._refill * (departure.at - before.at)
-        size = max(
-            SAMPLE * self.capacity * (1.0 if self._charges.samples else 0.3), min(self.rate, SAMPLE * self.limit)
-        )
+        part = 1.0 if self._charges.samples else 0.3
+        size = max(SAMPLE * self.capacity * part, min(self.rate, SAMPLE * self.limit))
         self._anchor = (before, remained)
         if max(self.factor * (departure.sent - before.sent), remained + refill - remaining) < size:
             return
