@@ -36,7 +36,7 @@ def of_meters(name):
 def step_of(function):
     """The instructions from the first look at a meter, or at the clearance, to the last assignment of an attribute."""
     code = list(dis.get_instructions(function, show_caches=False))
-    # `__aenter__` looks at the clearance once before, to spare what would be in vain: the look that counts comes after.
+    # `__aenter__` looks at the clearance once before, to spare what would be undone: the look that counts comes after.
     code = code[next((index for index, now in enumerate(code) if now.argval == "now"), 0) :]
     begin = next(
         index

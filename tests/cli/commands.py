@@ -49,7 +49,7 @@ def started(*arguments, **options):
 def wait_for(condition, seconds=180):
     until = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until, "waited in vain"
+        assert time.monotonic() < until, "it did not come in time"
         time.sleep(0.01)
 
 

@@ -14,7 +14,7 @@ from penstock._backends.shared.dispatcher import Dispatcher, dispatcher_of
 from tests.stores.in_memory import RowsInMemory
 
 MOST_AT_ONCE = 200
-"""Questions of one process at one moment, above which it asks in vain again and again."""
+"""Questions of one process at one moment, above which it asks again and again for nothing."""
 
 
 class Rows:

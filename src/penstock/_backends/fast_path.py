@@ -220,7 +220,7 @@ def _enter_source(shape: str, *, locked: bool) -> str:
     return "\n".join([
         "async def __aenter__(self):",
         "    binding = self._binding",
-        # Where others wait, what follows would be in vain, and its numbers stay in the frame while this call waits.
+        # Where others wait, what follows would be undone, and its numbers stay in the frame while this call waits.
         "    if binding.clearance.given:",
         *(f"    {line}" for line in charge),
         *_waiting("EnteredPermit" if held else "Permit"),

@@ -146,8 +146,8 @@ class Bucket(Meter):
         if receipt[0] < tat or (self.refunds is not None and self.refunds.seen(tat)):
             self.give_back(amount, receipt, now)
             return
-        # No charge came after it, so take it off the sum as if it had never been: a call that was tried in vain leaves
-        # no trace.
+        # No charge came after it, so take it off the sum as if it had never been: a call that another limit refuses
+        # leaves no trace.
         exact = -max(0.0, min(amount, self.used(now))) - self.rounding
         reduced = tat + exact
         rounding = (reduced - tat) - exact

@@ -20,7 +20,7 @@ from typing import Any
 
 __all__ = ["Carrying", "copied", "http_clients_in", "library_of", "uncollected"]
 
-_NOBODYS = frozenset({"builtins", "abc", "typing", "collections", "contextlib", "enum", "pydantic"})
+_COMMON = frozenset({"builtins", "abc", "typing", "collections", "contextlib", "enum", "pydantic"})
 _DEEPEST = 12
 
 
@@ -46,7 +46,7 @@ def http_clients_in(client: Any) -> list[Any]:
 
 
 def _found_in(client: Any) -> _Found:
-    packages = {base.__module__.partition(".")[0] for base in type(client).__mro__} - _NOBODYS
+    packages = {base.__module__.partition(".")[0] for base in type(client).__mro__} - _COMMON
     found = _Found(packages)
     found.walk(client)
     return found

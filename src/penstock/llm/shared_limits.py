@@ -98,7 +98,7 @@ class KeptEndpoint(Endpoint):
 def shared(store: Store, address: str, key: str) -> Endpoints:
     """An endpoint for each model of an account, its dated snapshots included, whose limits are kept in a store.
 
-    The name of an account in the store is a digest: nobody finds the key by it.
+    The name of an account in the store is a digest: the key cannot be found from it.
     """
     account = _digest(f"{address}\n{key}")
     return Endpoints(lambda model: learned_in(store, f"auto-{account}", tables.family(model)), tables.family)

@@ -102,7 +102,7 @@ def test_without_anything_told_one_looks_at_first_often_and_then_seldom():
 
 
 def test_after_requests_that_needed_no_look_one_looks_often_again():
-    """What they took may come back as it went: what lies between two looks in vain is no reason to wait longer."""
+    """What they took may come back as it went: what lies between two looks that found nothing is no reason to wait longer."""
     returns, now = Returns(0.0), 0.0
     for _ in range(6):
         returns.looked(now)
@@ -169,7 +169,7 @@ def test_what_is_left_is_spent_evenly_on_looks_until_it_is_due_but_for_those_tha
 
 
 def test_it_is_looked_for_at_the_latest_when_it_must_be_back_if_it_takes_as_long_as_before():
-    """A window that begins with a request begins with the look that finds the last one over: others are in vain."""
+    """A window that begins with a request begins with the look that finds the last one over: others find nothing."""
     returns = seen_twice(2.0, 2.2)
     returns.looked(returns.due)
     assert returns.look_at(22.0, 1.0, empty=False) == pytest.approx(22.25)

@@ -27,7 +27,7 @@ FIRST_LOOK = 8
 """Answers, and at least one for each place, after which one more is tried at first."""
 
 RAREST_LOOK = 400
-"""The same at most, where it was in vain again and again: each look that is in vain is a refusal."""
+"""The same at most, where none was found again and again: each look that finds none is a refusal."""
 
 
 @dataclass(slots=True)

@@ -46,7 +46,7 @@ FIRST_NEEDED = 4
 """Looks that are kept until it is due, before it is known how many it takes then."""
 
 LAST_LOOK = 30.0
-"""The same after many looks in vain."""
+"""The same after many looks that found nothing."""
 
 NEAR = 1.5
 """Seconds by which two moments may differ and still be the same one, stated in whole seconds."""
@@ -185,7 +185,7 @@ class Returns:
     length: float | None = None
     rate: float = 0.0
     _gap: float = FIRST_LOOK
-    _needed: int = FIRST_NEEDED  # looks in vain that it took of late, at most, from when it was due until it came
+    _needed: int = FIRST_NEEDED  # looks that found nothing of late, at most, from when it was due until it came
     _due_looks: int = 0  # since it is due
     _latest: float = math.inf  # when it is back at last, if it is as long again as it was
     _looked_at: float = -math.inf
@@ -235,7 +235,7 @@ class Returns:
             gap = max(gap - FIRST_LOOK, cost / (FASTER * self.rate))
         look = self._looked_at + gap
         if self._looked_at < self._latest <= self._looked_at + 1.5 * gap and self._looked_at >= self.due:
-            look = self._latest  # no sooner, which would be in vain, and no later, which would be lost
+            look = self._latest  # sooner it finds nothing, and later some is lost
         if self._looked_at < self.due < math.inf:
             look = self.due if empty else min(look, self.due)
         return max(now, look)

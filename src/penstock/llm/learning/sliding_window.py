@@ -107,7 +107,7 @@ class SlidingWindow:
         return min(self.level(now, limit, factor, traffic), remaining + min(most, factor * (back - since)))
 
     def level(self, now: float, limit: float, factor: float, traffic: Traffic) -> float:
-        """What is left at `now`, as far as nobody else took anything."""
+        """What is left at `now`, if no other client took anything."""
         return limit - factor * traffic.admitted(self._back_by(now), now)
 
     def came_back(self, departure: Departure, now: float, traffic: Traffic) -> float:
