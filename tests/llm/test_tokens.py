@@ -251,7 +251,7 @@ def test_without_rank_files_it_counts_bytes_and_warns_once(error, monkeypatch):
         raise error
 
     monkeypatch.setattr(tiktoken, "get_encoding", fail)
-    monkeypatch.setattr(tokens, "_told", [])
+    monkeypatch.setattr(tokens, "_warned", [])
     tokens._encoding.cache_clear()
     try:
         with pytest.warns(RuntimeWarning, match="TIKTOKEN_CACHE_DIR") as heard:
