@@ -23,7 +23,7 @@ from penstock._introspect import check_answer, decorable_kind, name_of, why_not_
 from penstock._numbers import Number
 from penstock._run_inside import run_inside
 from penstock._text import PLAIN as PLAIN_TYPES
-from penstock._text import repr_of
+from penstock._text import repr_of, visible
 from penstock._user_errors import add_notes
 from penstock._validation import RESERVED, merge_given
 from penstock.errors import CostError
@@ -299,7 +299,7 @@ def show_call(limiter: str, cost: Mapping[str, Any], options: Mapping[str, Any])
 
 def show_limiter(info: LimiterInfo, units: Mapping[str, Any]) -> str:
     text = ", ".join(f"{unit}={' and '.join(str(state.limit) for state in states)}" for unit, states in units.items())
-    return f"Limiter({info.name + ': ' if info.name else ''}{text})"
+    return f"Limiter({visible(info.name) + ': ' if info.name else ''}{text})"
 
 
 class CallByArguments(Call):

@@ -24,7 +24,7 @@ from penstock._backends.keyed import KeyStates
 from penstock._call import Call, check_functions, decorated, show_call
 from penstock._introspect import name_of, why_not_plain
 from penstock._numbers import Seconds, read_flag
-from penstock._text import repr_of, text_of, without_braces
+from penstock._text import repr_of, text_of, visible, without_braces
 from penstock._validation import LimitLike, check_findable, check_options, merge_given, read_limits
 from penstock.limiter import Limiter, key_limiters
 from penstock.limits import Limit
@@ -166,7 +166,7 @@ class Keyed:
         return _made_again, (self._keys.recipe(),)
 
     def __repr__(self) -> str:
-        return f"Keyed({self._name + ': ' if self._name else ''}{self._keys})"
+        return f"Keyed({visible(self._name) + ': ' if self._name else ''}{self._keys})"
 
     # Without this, Python would ask for the limiters of 0, 1, 2… for ever, to iterate, or to see whether a key is among
     # them.

@@ -103,8 +103,7 @@ class Limiter:
         ConfigurationConflict: The store has a limiter of that name with other limits.
     """
 
-    # Of the units that the fast path knows as parameters there are subclasses, with a `__call__` of these units: see
-    # `_face_of`.
+    # Units that the fast path knows as parameters have a subclass with a `__call__` of these units: see `_face_of`.
 
     __slots__ = ("__weakref__", "_backend", "_calls", "_info", "_joints", "_own", "_quick")
 
@@ -524,7 +523,6 @@ class Limiter:
         return Limiter.over(backend, joined_info(mine, theirs, joint_name(self.name, other.name)))
 
     # The limiter by itself is its own call, with nothing given.
-
     def _own_call(self) -> Call:
         own = self._own
         if own is None:
@@ -563,10 +561,13 @@ class Limiter:
         return _made_again, (self._backend.recipe(self._info),)
 
     def __deepcopy__(self, _: Any = None) -> Limiter:
-        raise TypeError(
-            f"{self!r} cannot be copied: a copy would grant the same quota once more. "
-            "Share the limiter itself; or make another one, with a name= for both to share one state"
-        )
+        try:
+            return _made_again(self._backend.recipe(self._info))  # over a shared store, which keeps one state for both
+        except TypeError:
+            raise TypeError(
+                f"{self!r} cannot be copied: a copy would grant the same quota once more. "
+                "Share the limiter itself; or make another one, with a name= for both to share one state"
+            ) from None
 
     __copy__ = __deepcopy__
 

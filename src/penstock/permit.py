@@ -166,6 +166,8 @@ class Permit(Grant):
         )
 
     def __repr__(self) -> str:
+        if not self.granted:
+            return "<Permit, not granted>"
         return f"<Permit {', '.join(f'{unit}={amount:g}' for unit, amount in self.cost.items()) or 'of nothing'}>"
 
 

@@ -321,7 +321,7 @@ def test_whatever_kind_takes_over_what_was_used_stays_used():
             found = asked([window(3, 8), limit, bucket(1, 9)], row=changed, now=now)
             stays = 11 if before == "bucket" else 12
             # A permit frees the places it holds; whoever had something else has none.
-            held = after == "timed" and before not in {"log", "timed"}
+            held = after == "timed" and before != "timed"
             assert used(found, 1) == (0 if held else stays), (before, after)
             assert [used(found, 0), used(found, 2)] == [0, 1]
             assert found.states[3] == 3, "the pause goes on"
@@ -357,13 +357,13 @@ BUCKET_LEFT = (1.0, 0.0, 4.0, 33.0, [[30.0, 0.0, 2.0]])  # three seconds later; 
 LOG_LEFT = (0.0, 0.0, 0.0, 0.0, [[12 * SECOND, 0.0, 3.0], [20 * SECOND, 1.0, 4.0]])
 RENEWED_LEFT = (0.0, 0.0, 0.0, 0.0, [[30 * SECOND, 7.0, 1.0]])
 ANOTHER_DAY = day(70, 9, 60, 5 * SECOND)
-AGAIN = (0.0, 2.0, 7.0, 14 * SECOND, [])  # its own end, and what was spent
+AGAIN = (0.0, 5.0, 7.0, 14 * SECOND, [])  # its own end, and what was spent
 
 
 @pytest.mark.parametrize(
     ("after", "origin", "left", "keep"),
     [
-        (OF_FOUR, [0, 1, 2, 3], [BUCKET_LEFT, (0.0, 2.0, 7.0, 8 * SECOND, []), LOG_LEFT, RENEWED_LEFT], 25.0),
+        (OF_FOUR, [0, 1, 2, 3], [BUCKET_LEFT, (0.0, 5.0, 7.0, 8 * SECOND, []), LOG_LEFT, RENEWED_LEFT], 25.0),
         (
             [bucket(1, 9), OF_FOUR[3], window(5, 4, TIMED), OF_FOUR[2], ANOTHER_DAY, OF_FOUR[0]],
             [-1, 3, -1, 2, 1, 0],
@@ -374,8 +374,8 @@ AGAIN = (0.0, 2.0, 7.0, 14 * SECOND, [])  # its own end, and what was spent
             [window(50, 30), window(50, 30, TIMED), bucket(1, 9), ANOTHER_DAY],
             [0, 1, 2, 3],
             [
-                (1.0, 0.0, 0.0, 33.0, [[35 * SECOND, 0.0, 4.0]]),
-                (0.0, 2.0, 0.0, 0.0, []),
+                (1.0, 0.0, 5 * SECOND, 33.0, [[35 * SECOND, 0.0, 4.0]]),
+                (0.0, 0.0, 5 * SECOND, 5.0, []),
                 (0.0, 0.0, 7.0, 7.0, []),
                 (0.0, 0.0, 1.0, 14 * SECOND, []),
             ],
@@ -385,14 +385,14 @@ AGAIN = (0.0, 2.0, 7.0, 14 * SECOND, [])  # its own end, and what was spent
             [bucket(0.5, 90), ANOTHER_DAY, window(50, 10), window(9, 0.25)],
             [1, 0, 3, 1],
             [
-                (0.0, 2.0, 7.0, 0.0, []),
-                (1.0, 0.0, 4.0, 14 * SECOND, []),
-                RENEWED_LEFT,
-                (0.0, 2.0, 0.0, 0.0, [[5.25 * SECOND, 0.0, 7.0]]),
+                (0.0, 0.0, 7.0, 12.0, []),
+                (1.0, 33.0, 4.0, 14 * SECOND, []),
+                (0.0, 0.0, 5 * SECOND, 0.0, [[15 * SECOND, 0.0, 1.0]]),
+                (0.0, 0.0, 5 * SECOND, 5.0, [[5.25 * SECOND, 0.0, 7.0]]),
             ],
-            25.0,
+            14.0,
         ),
-        ([window(9, 40)], [0], [(1.0, 0.0, 0.0, 33.0, [[45 * SECOND, 0.0, 4.0]])], 40.0),
+        ([window(9, 40)], [0], [(1.0, 0.0, 5 * SECOND, 33.0, [[45 * SECOND, 0.0, 4.0]])], 40.0),
         ([bucket(1, 9)], [-1], [(0.0, 0.0, 0.0, 0.0, [])], 0.0),
     ],
     ids=["the same", "moved, with new ones", "other kinds", "other kinds again", "one of four", "new alone"],

@@ -300,3 +300,11 @@ sys.excepthook = lambda *_, kept=(limiter, permit): None
 """
     done = subprocess.run([sys.executable, "-c", code], timeout=60, check=True, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_what_is_shown_of_a_permit_and_a_limiter_can_be_printed():
+    """Also of one that was never granted, as debuggers come upon, and of a name with half a surrogate pair."""
+    assert repr(penstock.Permit()) == "<Permit, not granted>"
+    keys = penstock.Keyed(requests="1/s", name="\ud800")
+    assert repr(keys).encode() == b"Keyed(\\ud800: requests=1/s)"
+    assert repr(keys["a\n\udfff"]).encode() == rb"Limiter(a\n\udfff: requests=1/s)"

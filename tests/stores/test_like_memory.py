@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from penstock import Keyed, Limiter, Rate, RateLimited, clock, in_flight, sliding, testing
+from penstock import Keyed, Limiter, Rate, RateLimited, calendar, clock, in_flight, sliding, testing
 from penstock._backends.shared.dispatcher import dispatcher_of
 from penstock._concurrency.parking import here
 from tests.stores.in_virtual_time import Rows, calls, processes
@@ -190,24 +190,74 @@ def test_a_place_that_is_given_back_goes_to_the_next_at_once(processes, count, m
         assert sum(calls(store) for store in stores) <= most * len(idle)
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["memory", "store"])
-def test_a_permit_of_a_rate_gives_nothing_back_to_its_successor(processes, shared):
-    """It was a window in between. The new rate has counted from 0, so the old permit gave back what others had had."""
-    store = {"store": Rows(hears=True).store()} if shared else {}
+KINDS = {
+    "rate": Rate(1, 1, burst=10),
+    "sliding": sliding(10, 30),
+    "calendar": calendar(10, 30),
+    "places": in_flight(10),
+}
+REPLACED = [
+    ("rate", "calendar"),
+    ("sliding", "rate"),
+    ("calendar", "rate"),
+    ("places", "sliding"),
+    ("sliding", "places"),
+    ("rate", "calendar", "rate"),
+    ("sliding", "rate", "sliding"),
+    ("places", "rate", "places"),
+    ("rate", "places", "calendar", "sliding", "rate"),
+]
 
-    async def main():
-        limiter = Limiter(tokens=Rate(1, 1, burst=10), name="x", **store)
-        permit = await limiter.acquire(tokens=10)
-        for limit in (sliding(10, 1), Rate(1, 1, burst=10)):
-            limiter.reconfigure(tokens=limit)
+
+@pytest.mark.parametrize("kinds", REPLACED, ids=" ".join)
+def test_a_permit_gives_nothing_back_to_the_kind_of_limit_that_took_over(processes, kinds):
+    """It gave others' charges or places back, in full; and its true cost was charged to the new limit once more.
+
+    In memory, in the process that replaced the limits, and in one that has heard of the last ones alone.
+    """
+    before, *after = (KINDS[kind] for kind in kinds)
+
+    async def left(end, mine, others):
+        """Seconds until 6 can be had after a permit has ended; None: never."""
+        await asyncio.sleep(60 - clock.wall() % 60)  # where a period of the calendar begins
+        await others.acquire(tokens=0)
+        permit = await mine.acquire(tokens=8)
+        for limit in after:
+            others.reconfigure(tokens=limit)
             await asyncio.sleep(2)
-        await limiter.acquire(tokens=10)
+        theirs = await others.acquire(tokens=9)
         begun = clock.now()
-        permit.cancel()
-        await limiter.acquire(tokens=5)
+        if end == "cancel":
+            permit.cancel()
+        elif end != "leave":
+            permit.settle(tokens=int(end))
+        permit.close()
+        await asyncio.sleep(0.1)
+        try:
+            await others.acquire(tokens=6, max_wait=100)
+        except RateLimited:
+            return None
+        finally:
+            theirs.close()
         return clock.now() - begun
 
-    assert run(processes, main) == pytest.approx(5, abs=0.01)
+    async def over_a_store(end, count):
+        stores = [rows.store() for rows in [Rows(hears=False)] for _ in range(count)]
+        limiters = [Limiter(tokens=before, name="x", store=store) for store in stores]
+        return await left(end, limiters[0], limiters[-1])
+
+    ends = ("cancel", "2", "leave", "9")
+
+    async def main():
+        return [await over_a_store(end, 1) for end in ends], [await over_a_store(end, 2) for end in ends[:3]]
+
+    in_memory = []
+    for end in ends:
+        limiter = Limiter(tokens=before)
+        in_memory.append(testing.run(left, end, limiter, limiter))
+    found, unheard = run(processes, main)
+    assert found == pytest.approx(in_memory, abs=0.3)
+    assert unheard == pytest.approx(in_memory[:3], abs=0.3)
 
 
 def script(seed):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 import struct
+import time
 
 import pytest
 
@@ -136,6 +138,25 @@ def test_the_script_decides_as_the_ledger_does(which, lost, request, prefix):
                     receipts.append((limit, amount, epochs[limit], expected.verdicts[at], owner))
                     at += 1
     assert operations_done > 5_000
+    store.close()
+
+
+@pytest.mark.parametrize("kind", [per_second(1e-3, burst=20), sliding(20, 60), in_flight(20), in_flight(20, ttl=60)])
+def test_what_was_charged_before_another_kind_of_limit_stays_charged(valkey, prefix, kind):
+    """Whatever was charged since, on the limit that is the same again."""
+    store = RedisStore(valkey, prefix=prefix)
+    terms, day = [Terms("x", {"requests": (limit,)}, 60.0) for limit in (kind, calendar(20, "day"))]
+    numbers = itertools.count(1)
+
+    def ask(limits, *operations):
+        return store.decide(Batch([limits], [float(x) for x in operations], 7.0, next(numbers), time.time() * 1e6))
+
+    before = ask(terms, codes.CHARGE, 1, 0, 8)
+    for limits, amount in ((day, 0), (terms, 9)):
+        store.change(limits)
+        since = ask(limits, codes.CHARGE, 1, 0, amount)
+    after = ask(terms, codes.GIVE_BACK, 1, 0, 8, before.epochs[0], before.verdicts[0])
+    assert after.states[1] == pytest.approx(since.states[1], abs=0.1)
     store.close()
 
 

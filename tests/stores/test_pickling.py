@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import dataclasses
 import multiprocessing
 import pickle
 import subprocess
@@ -213,6 +215,30 @@ def test_copying_a_store_shares_it(tmp_path):
     store = SQLiteStore(tmp_path / "x.db")
     assert copy.copy(store) is store
     assert copy.deepcopy(store) is store
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda what: dataclasses.asdict(Settings(what))["limiter"]],
+    ids=["copy", "deepcopy", "asdict"],
+)  # fmt: skip
+def test_copies_of_a_limiter_have_one_state_in_their_store(tmp_path, copied):
+    """It was refused, as a copy would grant the same quota once more: that is true in memory alone."""
+    with contextlib.closing(SQLiteStore(tmp_path / "x.db")) as store:
+        limiter = Limiter(requests="1/day", name="x", store=store)
+        joint = limiter & Keyed(tokens="1/day", name="k", store=store)["a"]
+        again = copied(joint)
+        assert repr(again) == repr(joint) == "Limiter(x & k:a: requests=1/day, tokens=1/day)"
+        with limiter():
+            pass
+        with pytest.raises(RateLimited, match="requests"), again(tokens=1, max_wait=0):
+            pass
+        with pytest.raises(TypeError, match="Share the limiter itself"):
+            copied(limiter & Limiter(calls=in_flight(1)))
+
+
+@dataclasses.dataclass
+class Settings:
+    limiter: object
 
 
 def test_unpickling_asks_nobody_and_starts_nothing(tmp_path):

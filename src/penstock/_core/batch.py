@@ -482,7 +482,7 @@ class BatchRows:
             limit, amount, epoch, receipt = int(operations[index]), *operations[index + 1 : index + 4]
             if epoch != self._epochs[limit]:
                 continue
-            kind, first, _, third, _ = self._flat[limit]
+            kind, first, second, third, _ = self._flat[limit]
             log, used = self._entries[limit], self._used[limit]
             if kind == BUCKET:
                 least = min(used, self._last[limit] * first + self._charged_since(limit, receipt))
@@ -491,9 +491,9 @@ class BatchRows:
             elif kind == CALENDAR:
                 if receipt == self._what[limit]:
                     self._used[limit] = max(0.0, used - amount)
-            elif (
-                third == RENEWED or receipt > self._now
-            ):  # else it has come back by itself, and what is there is others'
+            elif receipt < used + math.ceil(second * 1e6):
+                continue  # it was charged before this kind of limit took over
+            elif third == RENEWED or receipt > self._now:  # else it has come back by itself: what is there is others'
                 entries.release(log, amount, self._owner, receipt, third)
         return end
 

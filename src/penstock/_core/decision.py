@@ -104,19 +104,26 @@ def reshape(
             continue
         new.pause[index], new.last[index] = old.pause[source], old.last[source]
         kind, former = limit[0], before[source][0]
-        if kind == former and kind != CALENDAR:
+        if kind == former and _is_log(limit) == _is_log(before[source]) and kind != CALENDAR:
             new.used[index], new.what[index] = old.used[source], old.what[source]
             new.entries[index] = [list(entry) for entry in old.entries[source]]
             continue
         spent = held(old.entries[source]) if former == WINDOW else old.used[source]
-        # What buckets ever charged goes on, over a window in between: a permit of the bucket before gives nothing back.
-        if kind == WINDOW and former == BUCKET:
-            new.what[index] = old.what[source]
-        elif kind == BUCKET and former == WINDOW:
-            new.what[index] = old.what[source] + spent
-        if kind == WINDOW:
-            if spent and limit[3] == LOG:
-                new.entries[index].append([now + math.ceil(limit[2] * 1e6), 0.0, spent])
+        # What buckets ever charged goes on, over other kinds in between: a permit of the one before gives nothing back.
+        total = old.what[source]
+        if former == CALENDAR:
+            total, new.last[index] = old.last[source], 0.0
+        if kind == BUCKET:
+            new.used[index], new.what[index] = spent, total + spent
+        elif kind == CALENDAR:
+            new.used[index], new.last[index] = spent, total
         else:
-            new.used[index] = spent
+            new.used[index], new.what[index] = now, total
+            if spent and _is_log(limit):
+                new.entries[index].append([now + math.ceil(limit[2] * 1e6), 0.0, spent])
     return write_row(new, now, after)
+
+
+def _is_log(limit: Sequence[float]) -> bool:
+    """Whether what it charges comes back with time alone; not where the end of a permit gives it back."""
+    return limit[0] == WINDOW and limit[3] == LOG

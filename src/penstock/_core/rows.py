@@ -48,9 +48,11 @@ class RowState:
         self.flows: list[list[float]] = []  # [key, of, tag, ahead], as in `flows`
         self.bookings: list[Booking] = []  # as in `bookings`, by their moments
         self.pause: list[float] = []  # seconds until the pause ends
-        self.last: list[float] = []  # seconds until the last admission that was handed out
-        self.used: list[float] = []  # debt of a bucket; what a calendar period has spent
-        self.what: list[float] = []  # total of a bucket; the end of a calendar period
+        # Seconds until the last admission that was handed out. Of a calendar: the total of a bucket before it.
+        self.last: list[float] = []
+        # Debt of a bucket; what a calendar period has spent; since when a window has counted for this kind of limit.
+        self.used: list[float] = []
+        self.what: list[float] = []  # total of a bucket, or of one before a window; the end of a calendar period
         self.entries: list[
             list[list[float]]
         ] = []  # of a window: [until, owner, amount], of a bucket's refunds: [receipt, 0, amount]; a later period
@@ -84,7 +86,7 @@ def read_row(row: bytes | None, now: float, limits: Sequence[Sequence[float]], b
             latest = now + math.ceil(second * 1e6) + last * 1e6  # the clock may have stepped back
             entries = [[min(until, latest), owner, amount] for until, owner, amount in entries if until > now]
         state.pause.append(max(0.0, pause - passed))
-        state.last.append(max(0.0, last - passed))
+        state.last.append(last if kind == CALENDAR else max(0.0, last - passed))
         state.used.append(used)
         state.what.append(what)
         state.entries.append(entries)

@@ -238,7 +238,7 @@ class SharedBackend:
         with self.store.lock:
             wanted = _receipts_of(grant).wants()
         for state, amount in wanted.items():
-            if not (grant.ended and state.held):
+            if not (grant.ended and state.present.held):
                 cost[state.unit] = max(cost.get(state.unit, 0), amount)
         return cost
 
@@ -246,11 +246,20 @@ class SharedBackend:
         plan = self.plan()
         plan.check(true_cost)
         exact = {unit: min(exact_cost(unit, amount), MOST) for unit, amount in true_cost.items()}
-        charged = [(state, amount) for unit, amount in exact.items() for state in self._counted(plan, unit)]
         with self.store.lock:
-            ended, receipts = grant.ended, _receipts_of(grant)
-            wanted = receipts.wants() | {state: amount for state, amount in charged if not (ended and state.held)}
-            self._want(receipts, wanted)
+            self._want(_receipts_of(grant), self._settled(grant, plan, exact))
+
+    def _settled(self, grant: Grant, plan: ChargePlan, true_cost: Mapping[str, float]) -> dict[SharedLimitState, float]:
+        """What is to be charged per limit for a grant of that true cost."""
+        receipts, ended = _receipts_of(grant), grant.ended
+        first, wanted = receipts.first(), receipts.wants()
+        for unit, amount in true_cost.items():
+            mine = {state: charged for state, charged in first.items() if state.unit == unit}
+            wanted |= {state: amount for state in mine if not (ended and state.present.held)}
+            before = max(mine.values(), default=0.0)  # what a limit that was added since has taken over
+            added = set(self._counted(plan, unit)).difference([state.present for state in mine])
+            wanted |= {state: max(0.0, amount - before) for state in added if not (ended and state.held)}
+        return wanted
 
     @staticmethod
     def _counted(plan: ChargePlan, unit: str) -> list[SharedLimitState]:
@@ -277,7 +286,7 @@ class SharedBackend:
                 return
             receipts = _receipts_of(grant)
             wanted = receipts.wants()
-            self._want(receipts, {state: 0.0 if state.held else amount for state, amount in wanted.items()})
+            self._want(receipts, {of: 0.0 if of.present.held else amount for of, amount in wanted.items()})
             grant.ended = True  # at last, as in `cancel`
 
     def _want(self, receipts: StoreReceipts, wanted: dict[SharedLimitState, float]) -> None:

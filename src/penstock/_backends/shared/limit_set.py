@@ -40,9 +40,10 @@ class SharedLimitState(Leased):
         held: Whether it is held and not spent (places).
         renewed: Whether what is held must be renewed while this process lives.
         returns_at_once: Whether what was used comes back all at once, and not unit by unit.
+        successor: The limit of another kind that has replaced it; None: there is none.
     """
 
-    __slots__ = ("held", "index", "limit_set", "renewed", "returns_at_once")
+    __slots__ = ("held", "index", "limit_set", "renewed", "returns_at_once", "successor")
 
     limit_set: SharedLimitSet
     index: int
@@ -55,11 +56,20 @@ class SharedLimitState(Leased):
         self.pool = LeasePool()
         self.index = -1
         self.held = self.renewed = self.returns_at_once = False
+        self.successor: SharedLimitState | None = None
 
     @property
     def counted(self) -> bool:
         """Whether the store counts it: `unlimited` it does not, nor what other limits have replaced."""
         return self.index >= 0
+
+    @property
+    def present(self) -> SharedLimitState:
+        """What counts in its place now: itself, unless a limit of another kind has replaced it."""
+        state = self
+        while state.successor is not None:
+            state = state.successor
+        return state
 
 
 class SharedLimitSet:
@@ -139,7 +149,7 @@ class SharedLimitSet:
         """Replace the limits of these units; what was used stays used. `alone`: there are no other units any more."""
         terms = self.terms_of(limits if alone else {**self.limits(), **limits})  # before any change: it may refuse
         for state in [state for states in self.states.values() for state in states]:
-            state.index = -1  # of those that stay it is said anew
+            state.index, state.renewed = -1, False  # of those that stay it is said anew
         if alone:
             self.states = {unit: states for unit, states in self.states.items() if unit in limits}
             self.defaults = {unit: default for unit, default in self.defaults.items() if unit in limits}
@@ -151,6 +161,7 @@ class SharedLimitSet:
                 self.defaults[unit] = default
         self.terms = terms
         self._number()
+        self.places = {state: places for state, places in self.places.items() if state.counted}
         self.version += 1
         for backend in members(self.users):
             backend.withdraw_clearance()
@@ -160,12 +171,15 @@ class SharedLimitSet:
         states = []
         for index, limit in enumerate(kinds):
             label = unit if len(kinds) == 1 else f"{unit} ({limit})"
-            if index < len(old):
-                state = old[index]
+            before = old[index] if index < len(old) else None
+            if before is not None and type(before.limit) is type(limit):
+                state = before
                 state.label = label
                 state.promise(limit, now)
-            else:
+            else:  # another kind takes over, to which nothing is given back that was charged before, as in memory
                 state = SharedLimitState(unit, limit, label)
+                if before is not None:
+                    state.paused_until, before.successor = before.paused_until, state
             if self.lease is not None:  # the meter mirrors what the store counts, the limit is what was promised
                 state.meter = meter_for(leases.working(limit, self.lease))
             states.append(state)

@@ -196,12 +196,14 @@ class StoreReceipts:
 
     def wants(self) -> dict[SharedLimitState, float]:
         """What is to be charged, per limit."""
-        if self.wanted is not None:
-            return dict(self.wanted)
-        wanted: dict[SharedLimitState, float] = {}
+        return self.first() if self.wanted is None else dict(self.wanted)
+
+    def first(self) -> dict[SharedLimitState, float]:
+        """What was charged at first, per limit."""
+        charged: dict[SharedLimitState, float] = {}
         for state, amount in self.charges:
-            wanted[state] = wanted.get(state, 0) + amount
-        return wanted
+            charged[state] = charged.get(state, 0) + amount
+        return charged
 
     def limit_sets(self) -> set[SharedLimitSet]:
         """The limit sets that are to be charged."""
@@ -245,7 +247,7 @@ class StoreReceipts:
         amounts: dict[SharedLimitState, float] = {}
         for charge in stored:
             amounts[charge.state] = amounts.get(charge.state, 0) + charge.amount
-        for state, amount in self.wants().items():
+        for state, amount in self._wanted_now(amounts).items():
             missing = amount - amounts.get(state, 0)
             if missing == 0 or not state.counted:
                 continue
@@ -260,6 +262,17 @@ class StoreReceipts:
                     missing += back
         stored += [_StoredCharge(debit.state, debit.amount, None, None) for debit in debits]
         return refunds, debits
+
+    def _wanted_now(self, stored: Mapping[SharedLimitState, float]) -> dict[SharedLimitState, float]:
+        """What is to be charged on the limits of now: one of another kind has taken over what was charged before."""
+        wanted = self.wants()
+        for state in list(wanted):
+            present = state.present
+            if present is not state:
+                more = max(0.0, wanted.pop(state) - stored.get(state, 0))
+                if more or present in stored:
+                    wanted[present] = wanted.get(present, 0.0) + more
+        return wanted
 
     def charged(self, state: SharedLimitState, epoch: float, receipt: float) -> None:
         """The store has charged a debit."""

@@ -130,10 +130,10 @@ class Settling:
     def _write_owed(self, batch: BatchInFlight) -> None:
         """Write what this process granted by itself while the store did not answer."""
         state = self._state
-        for of in list(state.owed):
-            if state.fits(batch, of.limit_set):
-                amount = max(0.0, state.owed.pop(of))
-                if not of.counted:
+        for asked in list(state.owed):
+            if state.fits(batch, asked.limit_set):
+                amount, of = max(0.0, state.owed.pop(asked)), asked.present
+                if not of.counted or (of.held and of is not asked):  # places that no permit would give back
                     continue
                 if isinstance(of.meter, Bucket):
                     # What the service counts has flowed back meanwhile, too: it can lack no more than its burst.

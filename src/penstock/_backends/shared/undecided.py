@@ -1,4 +1,8 @@
-"""What becomes of a batch that was not decided: its requests wait again, or are told why not; the rest is said anew."""
+"""What becomes of a batch that was not decided: its requests wait again, or are told why not; the rest is said anew.
+
+Nothing here asks the store, or judges why it did not decide: that is left to `dispatcher` (no answer) and `scheduler`
+(a refusal). What the store is told of the rest, and when, is left to `settling`.
+"""
 
 from __future__ import annotations
 

@@ -217,7 +217,8 @@ while position <= stop do
           remember(entries[limit], receipt, amount)
         elseif kind[limit] == CALENDAR then
           if receipt == what[limit] then used[limit] = max(0, used[limit] - amount) end
-        elseif third[limit] == RENEWED or receipt > now then  -- else it has come back by itself
+        elseif receipt >= used[limit] + ceil(second[limit] * 1e6) and (third[limit] == RENEWED or receipt > now) then
+          -- Else it was charged before this kind of limit took over, or has come back by itself.
           entries[limit] = release(entries[limit], amount, receipt, third[limit])
         end
       end

@@ -71,7 +71,8 @@ for name = 1, names do
           end
         end
       end
-      p, l = max(0, p - passed), max(0, l - passed)
+      p = max(0, p - passed)
+      if k ~= CALENDAR then l = max(0, l - passed) end
     else
       local lost, age = born >= 0, (now - born) / 1e6
       if k == BUCKET then
