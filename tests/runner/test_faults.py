@@ -229,6 +229,46 @@ async def test_two_runs_on_one_account_lose_nothing(tmp_path, told):
     assert clock.now() < 1.25 * ideal
 
 
+async def test_a_run_that_comes_second_to_an_account_does_not_doubt_its_limits_for_that(tmp_path):
+    """The first has used up the burst, so nearly all of the second's is refused. It learned half of the rate then, and
+    kept to that when the first had ended."""
+    limits = {"requests": "600/min burst 100"}
+    service = Service(Simulation(**limits, latency=Latency(median=0.5), headers="none"), way=0.02)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    rows = [chat(number) for number in range(120)]
+    with (
+        prepared(tmp_path / "a", rows, service, limits=limits) as one,
+        prepared(tmp_path / "b", rows, service, limits=limits) as two,
+    ):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(one.run)
+            await anyio.sleep(0.5)
+            tasks.start_soon(two.run)
+        assert len(one.results()) == len(two.results()) == 120
+        assert one.said == two.said == []
+    assert two.counts.status_429 > 90
+
+
+async def test_a_run_that_shares_an_account_takes_no_burst_after_a_pause(tmp_path):
+    """Others went on in it, and took what came back: all of the burst would be refused, and counted as used."""
+    refused = []
+
+    def answer(_):
+        if 2 < clock.now() < 4:
+            refused.append(clock.now())
+            return 429, {"retry-after": "1" if clock.now() < 3 else "8"}, b""
+        return 200, {}, ANSWER
+
+    service, limits = Service(answer=answer), {"requests": "600/min burst 100"}
+    with prepared(tmp_path, [chat(number) for number in range(250)], service, limits=limits) as this:
+        await this.run()
+        assert (len(this.results()), this.errors()) == (250, [])
+    resumed = min(moment for moment, _ in service.asked if moment > 4)
+    assert resumed > refused[-1] + 8
+    assert sum(resumed <= moment < resumed + 1 for moment, _ in service.asked) < 20
+
+
 @pytest.mark.parametrize("steps", [(3_600, -7_200), (86_400, -172_800, 86_400)], ids=["hours", "days"])
 @pytest.mark.parametrize("told", ["by the user", "by the server"])
 async def test_a_clock_that_is_set_forth_and_back_changes_nothing(virtual_time, tmp_path, told, steps):

@@ -26,6 +26,7 @@ from penstock.llm.endpoints import Endpoint, Endpoints, RequestInFlight, counted
 from penstock.llm.failures import Verdict
 from penstock.llm.headers import Quota, Reading
 from penstock.llm.learning.stated_limit import StatedLimit
+from penstock.llm.wording import RateLimitInfo
 from penstock.stores import MemoryStore
 
 __all__ = ["GivenEndpoint", "by_limiter", "nothing_to_see", "published"]
@@ -70,8 +71,9 @@ class GivenEndpoint(Endpoint):
 
     def refused(self, request: RequestInFlight, verdict: Verdict) -> None:
         """The service says that the limit is used up: no request goes before the moment that it names."""
-        for_places = verdict.info.unit == "in_flight" and self._may_be_contradicted
-        if for_places or self._is_contradicted:
+        info = verdict.info
+        for_places = info.unit == "in_flight" and self._may_be_contradicted
+        if for_places or self._is_contradicted(info):
             self.doubt()
         if for_places and self.successor is not None:
             self.successor.refused(request, verdict)
@@ -84,12 +86,21 @@ class GivenEndpoint(Endpoint):
             if self.successor is None:
                 self.successor = DoubtedEndpoint(self)
 
-    @property
-    def _is_contradicted(self) -> bool:
-        """Whether requests are refused again, and not just a few."""
+    def _is_contradicted(self, info: RateLimitInfo) -> bool:
+        """Whether requests are refused again, and not just a few.
+
+        A first crowd and few after the pause is what one meets who comes second to an account: others had used it up.
+        """
         answers, refused = self._last_bunch
         often = self._refused - refused >= max(self._some, self._often * (self._answers - answers))
-        return often and self._may_be_contradicted
+        again = self._refused - self._bunch[1] >= self._some or self._names_less(info)
+        return often and again and self._may_be_contradicted
+
+    def _names_less(self, info: RateLimitInfo) -> bool:
+        """Whether a refusal names a limit below one that was given for that period."""
+        named, unit, period = info.limit, info.unit or "", info.period
+        given = (limit for limit in self._limits.get(unit, ()) if isinstance(limit, Rate | Sliding | Calendar))
+        return named is not None and any(named < each.amount for each in given if period in {None, each.per})
 
     @property
     def _may_be_contradicted(self) -> bool:

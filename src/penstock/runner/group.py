@@ -85,6 +85,7 @@ class Group:
         self._idle = idle
         self._place = place
         self._throttle = Throttle()
+        self._emptied: tuple[float, frozenset[str]] = (math.inf, frozenset())  # when others used units up, and which
         self._known: Allowances | None = None
         self._told: tuple[Limiter, Rates] | None = None
         if limits is None:
@@ -181,9 +182,17 @@ class Group:
                 if endpoint.latest().ask(cost)[1] == charge:
                     raise
                 continue  # the limits were learned meanwhile, and it is charged less under the new ones
+            if permit.granted_at > self._emptied[0]:
+                self._begin_at_the_rate(limiter)
             if endpoint.successor is None:
                 return endpoint.granted(permit, cost)
             permit.cancel()  # it waited at an endpoint that has the limits no more
+
+    def _begin_at_the_rate(self, limiter: Limiter) -> None:
+        """After a pause, take no burst of what came back meanwhile: others use the account, and went on."""
+        units, self._emptied = self._emptied[1], (math.inf, frozenset())
+        rates = (unit for unit in units if all(isinstance(limit, Rate) for limit in self._given[unit]))
+        limiter.observe(remaining=dict.fromkeys(rates, 0.0))
 
     def on_reply(self, request: RequestInFlight, reply: Reply) -> None:
         """Learn from the headers of an answer. Whatever they are, they cannot cost it."""
@@ -213,6 +222,9 @@ class Group:
         request.endpoint.refused(request, verdict)
         if believed is None:
             return False
+        if self._throttle.share < 1:  # refused again: others use the account
+            named = [unit for unit in self._given if unit == verdict.info.unit]
+            self._emptied = clock.now(), frozenset(named or self._given)
         if self._throttle.refused(clock.now()):
             self._use_share()
             if self._throttle.share < DOUBTED:
