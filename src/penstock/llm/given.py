@@ -4,9 +4,10 @@
     DoubtedEndpoint    they still hold, and beside them what the service has is learned, as if nothing had been given
 
 One is succeeded by the other when the service refuses requests again soon after it did: its limits are lower than what
-was given, or others use them too. Or when an answer tells a limit below a window that was given, whose level cannot be
-lowered to what answers tell and rise again with them. What is learned grows where nothing is refused, up to what was
-given.
+was given, or others use them too. Or when it asks for a longer wait than what was given explains: a bucket of 100 in 10
+seconds has one request again after 0.1 seconds, and a server that asks for 9 seconds counts in windows. Or when an
+answer tells a limit below a window that was given, whose level cannot be lowered to what answers tell and rise again
+with them. What is learned grows where nothing is refused, up to what was given.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ __all__ = ["GivenEndpoint", "by_limiter", "nothing_to_see", "published"]
 SOME, OFTEN = 5, 0.05
 """Refusals, and their share of all answers since some were refused before the last pause, that contradict the limits.
 Fewer are what a crowded way explains; and what others had used up when we began is refused before the first pause."""
+
+ROUNDED = 1.0
+"""Seconds by which a wait that the service names may be longer than it need be: most name whole seconds, rounded up."""
 
 _REMEMBERED = 256  # limiters that a function returned, and what is known of their servers
 
@@ -73,7 +77,7 @@ class GivenEndpoint(Endpoint):
         """The service says that the limit is used up: no request goes before the moment that it names."""
         info = verdict.info
         for_places = info.unit == "in_flight" and self._may_be_contradicted
-        if for_places or self._is_contradicted(info):
+        if for_places or self._is_contradicted(info) or self._is_too_long(request, verdict):
             self.doubt()
         if for_places and self.successor is not None:
             self.successor.refused(request, verdict)
@@ -101,6 +105,20 @@ class GivenEndpoint(Endpoint):
         named, unit, period = info.limit, info.unit or "", info.period
         given = (limit for limit in self._limits.get(unit, ()) if isinstance(limit, Rate | Sliding | Calendar))
         return named is not None and any(named < each.amount for each in given if period in {None, each.per})
+
+    def _is_too_long(self, request: RequestInFlight, verdict: Verdict) -> bool:
+        """Whether the service asks for a longer wait than what was given takes to have the request's cost again."""
+        if verdict.wait is None or not self._may_be_contradicted:
+            return False
+        refused = verdict.info.unit
+        limits = {refused: self._limits[refused]} if refused in self._limits else self._limits
+        needed = [
+            request.cost.get(unit, 0.0) / limit.rate if isinstance(limit, Rate) else limit.per
+            for unit, kinds in limits.items()
+            for limit in kinds
+            if isinstance(limit, Rate | Sliding | Calendar)
+        ]
+        return bool(needed) and verdict.wait > max(needed) + ROUNDED
 
     @property
     def _may_be_contradicted(self) -> bool:
@@ -137,6 +155,7 @@ class DoubtedEndpoint(DiscoveredEndpoint):
         super().__init__()
         self._buckets.clear()
         self._sent, self._refused, self._pauses = given._sent, given._refused, given._pauses
+        self._strikes, self._reported_until = given._strikes, given._reported_until
         self._under_way = given._under_way.copy()  # each has a lock of its own
 
     def _limited_by(self, limits: Mapping[str, Any], store: MemoryStore | None = None) -> Limiter:

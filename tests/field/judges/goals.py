@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from judges.names import (
-    COUNTER,
     LITELLM_REQUESTS,
     LITELLM_TOKENS,
     THROTTLED_FIXED,
-    THROTTLED_SLIDING,
 )
 
 
@@ -53,8 +51,6 @@ MISSED: dict[tuple[str, str, str], Goal] = {
     ("auto", THROTTLED_FIXED, "nothing"): Goal(10, 0.85),
     ("auto", LITELLM_REQUESTS, "headers"): Goal(5, 0.90),
     ("auto", LITELLM_TOKENS, "headers"): Goal(160, 0.60),
-    ("limits given", COUNTER, "headers"): Goal(5, 0.90),
-    ("limits given", THROTTLED_SLIDING, "headers"): Goal(5, 0.90),
 }
 """Where a way misses its goal in virtual time, and what holds there: by the way, the judge, and what answers tell."""
 

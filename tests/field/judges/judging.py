@@ -130,12 +130,16 @@ BUCKETS = {GCRA, "throttled-py, token bucket", "throttled-py, leaking bucket"}
 """Judges that refill all the time, and begin full."""
 
 
-def true_limit(name: str, amount: int, seconds: float) -> Any:
-    """A judge's limit as somebody writes it down who knows it; a counter's as a rate that it never refuses."""
-    if name in COUNTERS:
-        return Rate(amount, seconds, burst=1)
+def true_limit(name: str, amount: int, seconds: float, style: str) -> Any:
+    """A judge's limit as somebody writes it down who knows it.
+
+    There is no word for a counter: it is an amount in so many seconds where headers show what is left, which lower that,
+    and elsewhere a rate that it never refuses.
+    """
     if name in ALIGNED:
         return calendar(amount, seconds)
+    if name in COUNTERS:
+        return Rate(amount, seconds) if style == "headers" else Rate(amount, seconds, burst=1)
     return Rate(amount, seconds) if name in BUCKETS else sliding(amount, seconds)
 
 

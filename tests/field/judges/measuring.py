@@ -62,7 +62,7 @@ async def _run(way: str, judge: str, style: str, port: int) -> Outcome:
     account = Account(
         address(port, judge, style, name),
         name,
-        {"requests": true_limit(judge, AMOUNT, SECONDS)},
+        {"requests": true_limit(judge, AMOUNT, SECONDS, style)},
         AMOUNT,
         1_000 * AMOUNT,  # tokens: as good as any number
         SECONDS,

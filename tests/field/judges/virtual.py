@@ -75,7 +75,7 @@ def simulate(judge: str, style: str, seed: int, *, given: bool = False, load: Lo
         await anyio.sleep(random.uniform(0, load.seconds))  # windows begin whenever they do
         ledger = Ledger(JUDGES[judge](load.amount, load.seconds))
         http = httpx2.AsyncClient(transport=_Judged(ledger, style, load.latency), base_url="http://judge")
-        limiter = Limiter(requests=true_limit(judge, load.amount, load.seconds)) if given else "auto"
+        limiter = Limiter(requests=true_limit(judge, load.amount, load.seconds, style)) if given else "auto"
         client = limit_client(http, limiter)
         numbers, lost, began = iter(range(load.requests)), 0, clock.wall()
 

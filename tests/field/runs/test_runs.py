@@ -71,7 +71,7 @@ def outcome(way, judge, number, port, folder):
         for row in range(ROWS):
             messages = [{"role": "user", "content": f"Yes or no, {row}?"}]
             rows.write(json.dumps({"custom_id": f"row-{row}", "body": {"model": "m", "messages": messages}}) + "\n")
-    kinds = dict.fromkeys(BUCKETS, "") | dict.fromkeys(COUNTERS, " burst 1") | dict.fromkeys(ALIGNED, " window")
+    kinds = dict.fromkeys(BUCKETS, "") | dict.fromkeys(COUNTERS, "") | dict.fromkeys(ALIGNED, " window")
     kind = kinds.get(judge, " sliding")
     limits = ["--limits", f"requests={AMOUNT}/{SECONDS}s{kind}"] if way == GIVEN else []
     command = [sys.executable, "-m", "penstock", "run", "in.jsonl", "-o", "out.jsonl", *limits]
