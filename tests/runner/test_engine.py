@@ -443,6 +443,33 @@ async def test_memory_is_bounded_by_the_window_and_not_by_the_file(tmp_path):
             this.run.stop("interrupted", "interrupted")
 
 
+async def test_a_file_that_is_sorted_by_model_takes_as_long_as_its_slowest_model(tmp_path):
+    """Only the rows of the first were in the window, and the limits of the second stayed unused until all had gone."""
+    rows = [chat(number, 20, "slow" if number < 800 else "fast") for number in range(1_600)]
+    limits = {"slow": {"requests": (parse("10/s"),)}, "fast": {"requests": (parse("11/s"),)}}
+    with prepared(tmp_path, rows, Service(answer=lambda _: (200, {}, ANSWER))) as this:
+        this.run.places[0].limits_of = lambda model: (model, limits[model])
+        await this.run()
+        assert len(this.results()) == 1_600
+    assert clock.now() < 1.02 * (800 - 10) / 10
+
+
+@pytest.mark.parametrize(("rows", "size"), [(500, 0), (0, 100_000)])
+async def test_what_is_read_in_search_of_rows_that_can_go_is_bounded(tmp_path, monkeypatch, rows, size):
+    """In rows, and in bytes."""
+    monkeypatch.setattr(engine, "WINDOW", 50)
+    monkeypatch.setattr(engine, "FAR", rows or 10_000)
+    monkeypatch.setattr(engine, "FAR_BYTES", size or 1 << 24)
+    service = Service(answer=lambda _: (200, {}, ANSWER))
+    with prepared(tmp_path, [chat(number) for number in range(3_000)], service) as this:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(this.run)
+            await anyio.sleep(20)
+            ahead = this.counts.rows - this.counts.sent
+            assert 400 < ahead < 700
+            this.run.stop("interrupted", "interrupted")
+
+
 async def test_memory_is_bounded_in_bytes_too(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "WINDOW_BYTES", 200_000)
     monkeypatch.setattr(engine, "WORKING_BYTES", 100_000)

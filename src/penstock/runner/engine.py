@@ -51,6 +51,13 @@ WINDOW = 500
 WINDOW_BYTES = 64 * 1024 * 1024
 """Bytes of them. At least one row is always read."""
 
+FAR = 10_000
+"""Rows that are read ahead of a file while no row of the window can go. A file may be sorted by model: those of a model
+whose limits are free stand behind thousands that wait."""
+
+FAR_BYTES = 16 * 1024 * 1024
+"""Bytes from which on that is not done."""
+
 READ_AT_ONCE = 32
 """Rows of the window that are gone before more are read: waking up for each would cost as much as reading it."""
 
@@ -110,6 +117,7 @@ class Run:
         self._seen = IdSet()
         self._read_all = False
         self._may_choose = not lines.is_regular
+        self._none_can_go = False  # no row of the window: all of them have to wait for their limits
         self._workers = self._idle = 0
         self._choosing = anyio.Lock(fast_acquire=True)
         self._working_bytes = self._window_rows = self._window_bytes = 0
@@ -191,7 +199,7 @@ class Run:
         """Keep the window full until the file ends."""
         try:
             while self.stopped is None and self.counts.rows != self._settings.rows:
-                if self._window_is_full():
+                if self._window_is_full() and not self._looks_further():
                     self._begin_choosing()
                     self._room = anyio.Event()
                     await self._room.wait()
@@ -233,6 +241,11 @@ class Run:
     def _window_is_full(self, more: int = 0) -> bool:
         """Whether no more rows should be read; with `more`: whether that would be so with so many more."""
         return self._window_rows + more >= WINDOW or self._window_bytes >= WINDOW_BYTES
+
+    def _looks_further(self, more: int = 0) -> bool:
+        """Whether more rows should be read although the window is full: one that could go may stand behind it."""
+        is_near = self._window_rows + more < FAR and self._window_bytes < FAR_BYTES
+        return self._none_can_go and is_near and self._lines.is_regular
 
     def _sort_in(self, row: Row | Rejected) -> None:
         """Put a row where it belongs: into the window, among the errors, or nowhere if it is answered already."""
@@ -327,6 +340,9 @@ class Run:
                 elif self._read_all and not self._window_rows:
                     return None
                 else:
+                    self._none_can_go = self._window_rows > 0 and self._may_choose
+                    if not self._read_all and self._looks_further(READ_AT_ONCE - 1):
+                        self._room.set()
                     await self._sleep()
         return None
 
@@ -344,6 +360,7 @@ class Run:
                 self._working_bytes += size
                 self._window_bytes -= size
                 self._window_rows -= 1
+                self._none_can_go = False
                 if not self._read_all and not self._window_is_full(READ_AT_ONCE - 1):
                     self._room.set()
                 return work
