@@ -16,7 +16,7 @@ from typing import Any
 from penstock._introspect import name_of
 from penstock.errors import CostError
 
-_BY_PLACE = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+_BY_POSITION = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -36,12 +36,12 @@ def of_call(option: str, chosen: Callable[..., Any], function: Callable[..., Any
     signature = inspect.signature(function)
     if _by_name(wanted, offered):
         return _picked(chosen, signature, wanted)
-    own = [p for p in offered if p.kind in (*_BY_PLACE, Parameter.KEYWORD_ONLY)]
+    own = [p for p in offered if p.kind in (*_BY_POSITION, Parameter.KEYWORD_ONLY)]
     if own and own[0].name in {"self", "cls"}:
         own = own[1:]
-    by_place = [p for p in wanted if p.kind in _BY_PLACE]
-    places = sys.maxsize if any(p.kind is Parameter.VAR_POSITIONAL for p in wanted) else len(by_place)
-    needed = sum(p.default is p.empty for p in by_place)
+    by_position = [p for p in wanted if p.kind in _BY_POSITION]
+    positions = sys.maxsize if any(p.kind is Parameter.VAR_POSITIONAL for p in wanted) else len(by_position)
+    needed = sum(p.default is p.empty for p in by_position)
     open_ended = any(p.kind is Parameter.VAR_POSITIONAL for p in offered)
     keywords = any(p.kind is Parameter.KEYWORD_ONLY and p.default is p.empty for p in wanted)
     if keywords or (needed > len(own) and not open_ended):
@@ -49,7 +49,7 @@ def of_call(option: str, chosen: Callable[..., Any], function: Callable[..., Any
             f"{option}={name_of(chosen)} takes {_shown(chosen)}, which "
             f"{name_of(function)}{_shown(function)} does not have: name its parameters as those of {name_of(function)}"
         )
-    return _in_order(chosen, signature, places)
+    return _in_order(chosen, signature, positions)
 
 
 def _parameters(function: Callable[..., Any]) -> list[Parameter] | None:
@@ -61,7 +61,7 @@ def _parameters(function: Callable[..., Any]) -> list[Parameter] | None:
 
 def _by_name(wanted: list[Parameter], offered: list[Parameter]) -> bool:
     """Whether the names of the parameters say what is meant."""
-    names = {p.name for p in offered if p.kind in (*_BY_PLACE, Parameter.KEYWORD_ONLY)}
+    names = {p.name for p in offered if p.kind in (*_BY_POSITION, Parameter.KEYWORD_ONLY)}
     anything = any(p.kind is Parameter.VAR_KEYWORD for p in offered)
     asked = [p for p in wanted if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)]
     if any(p.kind is Parameter.POSITIONAL_ONLY and p.name not in names for p in wanted):
@@ -94,13 +94,13 @@ def _picked(
 ) -> Callable[[Args, Kwargs], Any]:
     """Call `chosen` with the arguments of the names that it wants; with all others too, if it has `**`."""
     offered = list(signature.parameters.values())
-    order = [p.name for p in offered if p.kind in _BY_PLACE]
+    order = [p.name for p in offered if p.kind in _BY_POSITION]
     rest = next((p.name for p in offered if p.kind is Parameter.VAR_KEYWORD), None)
     unnamed = {p.name for p in offered if p.kind is Parameter.VAR_POSITIONAL}
     owner = {"self", "cls"} & {p.name for p in offered[:1]}
     all_of_them = any(p.kind is Parameter.VAR_KEYWORD for p in wanted)
-    asked = [p for p in wanted if p.kind in (*_BY_PLACE, Parameter.KEYWORD_ONLY)]
-    plain = not all_of_them and all(p.name in order and p.kind in _BY_PLACE for p in asked)
+    asked = [p for p in wanted if p.kind in (*_BY_POSITION, Parameter.KEYWORD_ONLY)]
+    plain = not all_of_them and all(p.name in order and p.kind in _BY_POSITION for p in asked)
     indexes = [order.index(p.name) for p in asked] if plain else []
     few = max(indexes, default=-1) + 1
     most = sys.maxsize if unnamed else len(order)
@@ -118,14 +118,14 @@ def _picked(
     return call
 
 
-def _in_order(chosen: Callable[..., Any], signature: inspect.Signature, places: int) -> Callable[[Args, Kwargs], Any]:
+def _in_order(chosen: Callable[..., Any], signature: inspect.Signature, count: int) -> Callable[[Args, Kwargs], Any]:
     """Call `chosen` with the first arguments, in their order, without `self` or `cls`."""
     offered = list(signature.parameters.values())
     first = 1 if offered and offered[0].name in {"self", "cls"} else 0
-    last = first + places
-    plain = len(offered) >= last and all(p.kind in _BY_PLACE for p in offered[:last])
+    last = first + count
+    plain = len(offered) >= last and all(p.kind in _BY_POSITION for p in offered[:last])
     open_ended = any(p.kind is Parameter.VAR_POSITIONAL for p in offered)
-    most = sys.maxsize if open_ended else sum(p.kind in _BY_PLACE for p in offered)
+    most = sys.maxsize if open_ended else sum(p.kind in _BY_POSITION for p in offered)
 
     def call(args: Args, kwargs: Kwargs) -> Any:
         if plain and last <= len(args) <= most:  # nearly always: as in `_picked`
@@ -137,6 +137,6 @@ def _in_order(chosen: Callable[..., Any], signature: inspect.Signature, places: 
                 given += values.get(parameter.name, ())
             elif parameter.kind is not Parameter.VAR_KEYWORD:
                 given.append(values[parameter.name])
-        return chosen(*given[:places])
+        return chosen(*given[:count])
 
     return call

@@ -37,9 +37,9 @@ class _Here(NamedTuple):
     def without(self, block: object) -> _Here:
         """The same without this block, where it was entered last."""
         blocks = list(self.blocks)
-        for place in reversed(range(len(blocks))):
-            if blocks[place] is block:
-                del blocks[place]
+        for index in reversed(range(len(blocks))):
+            if blocks[index] is block:
+                del blocks[index]
                 break
         rest = NOTHING
         for each in blocks:

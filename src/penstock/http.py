@@ -255,18 +255,18 @@ class _Hosts:
     def plan(self, request: Any, cost: Mapping[str, float]) -> RequestPlan:
         """What is known of a request before it is sent."""
         host: str = request.url.netloc.decode("ascii", "replace")
-        place = host, request.method, request.url.path
+        route = host, request.method, request.url.path
         return RequestPlan(
-            self.endpoints.of(self._paths.get(place, host)), cost, home=lambda bucket: self._of(place, bucket)
+            self.endpoints.of(self._paths.get(route, host)), cost, home=lambda bucket: self._of(route, bucket)
         )
 
-    def _of(self, place: tuple[str, str, str], bucket: str) -> Endpoint:
-        host = place[0]
+    def _of(self, route: tuple[str, str, str], bucket: str) -> Endpoint:
+        host = route[0]
         if len(self._first) >= _HOSTS or len(self._paths) >= _PATHS:
             self._first.clear()
             self._paths.clear()
         if self._first.setdefault(host, bucket) == bucket:
-            self._paths.pop(place, None)
+            self._paths.pop(route, None)
             return self.endpoints.of(host)
-        self._paths[place] = f"{host} {bucket}"
-        return self.endpoints.of(self._paths[place])
+        self._paths[route] = f"{host} {bucket}"
+        return self.endpoints.of(self._paths[route])

@@ -11,7 +11,7 @@ import pytest
 from penstock._core import bookings
 from penstock._core.bookings import NEW
 from penstock._core.decision import decide
-from penstock._core.operations import ACQUIRE, BOOKED, CHARGE, DROP, FLOW, GIVE_BACK, PAUSE, PLACE, RANK, RENEW
+from penstock._core.operations import ACQUIRE, BOOK, BOOKED, CHARGE, DROP, FLOW, GIVE_BACK, PAUSE, RANK, RENEW
 from penstock._core.rows import BUCKET, read_row
 from tests.stores.admissions import excess_of_amounts
 
@@ -42,7 +42,7 @@ class Queue:
         charges = [x for limit, amount in enumerate(amounts) if amount for x in (limit, amount)]
         ahead = self.horizon if horizon is None else horizon
         decision = self.do(
-            *((FLOW, flow, member, 1.0, 0.0, 0.0) if flow else ()), RANK, priority, waited, 30.0, PLACE, number, due,
+            *((FLOW, flow, member, 1.0, 0.0, 0.0) if flow else ()), RANK, priority, waited, 30.0, BOOK, number, due,
             within, ACQUIRE, ahead, 1.0, len(charges) // 2, *charges,
         )  # fmt: skip
         wait = decision.verdicts[0]
@@ -174,7 +174,7 @@ def test_a_booking_that_is_dropped_leaves_nothing_behind():
 
 def test_a_drop_is_of_the_row_that_it_names_and_the_batch_goes_on_behind_it():
     limits, numbers = [[BUCKET, 50.0, 1.0, 0.0, 0.0]], [5, 6, 7]
-    booked = [x for number in numbers for x in (PLACE, number, NEW, math.inf, ACQUIRE, 0.0, 1.0, 1, 0, 1.0)]
+    booked = [x for number in numbers for x in (BOOK, number, NEW, math.inf, ACQUIRE, 0.0, 1.0, 1, 0, 1.0)]
     row = decide([None], [limits], [CHARGE, 1, 0, 9.0, RANK, 0, 0.0, 30.0, *booked], 1.0, NOW).rows[0]
     both = decide([row, row], [limits, limits], [DROP, 6, 1, DROP, 5, 0, DROP, 7, 0, DROP, 9, 0], 1.0, NOW).rows
     left = [[one[bookings.ID] for one in read_row(each, NOW, limits, -1.0).bookings] for each in both]

@@ -16,7 +16,7 @@ from penstock import StoreError
 from penstock._core import operations as codes
 
 SIZES = {
-    codes.FLOW: 6, codes.LEAVE: 5, codes.RANK: 4, codes.PLACE: 4, codes.DROP: 3, codes.LOWER: 7, codes.CHARGE: 4
+    codes.FLOW: 6, codes.LEAVE: 5, codes.RANK: 4, codes.BOOK: 4, codes.DROP: 3, codes.LOWER: 7, codes.CHARGE: 4
 }  # fmt: skip
 """Numbers in operations that grant nothing."""
 

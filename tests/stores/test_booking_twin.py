@@ -38,12 +38,12 @@ def some_request(rng, limits, known, number, claims):
     if draw < claims and known:
         booking = rng.choice(list(known))
         due, charges = known.pop(booking)
-        operations += [codes.PLACE, booking, due, rng.choice([0.01, 1e9])]
+        operations += [codes.BOOK, booking, due, rng.choice([0.01, 1e9])]
     else:
         booking = float(1000 * number + rng.randint(0, 99))
         charges = [(limit, float(rng.randint(1, 3))) for limit in rng.sample(range(limits), rng.randint(1, limits))]
         if draw < 0.9:
-            operations += [codes.PLACE, booking, NEW, rng.choice([0.5, 1e9, 1e9])]
+            operations += [codes.BOOK, booking, NEW, rng.choice([0.5, 1e9, 1e9])]
     operations += [
         codes.ACQUIRE,
         rng.choice([0.0, 0.025, 0.025, 1.0]),

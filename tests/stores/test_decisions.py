@@ -13,7 +13,7 @@ import pytest
 from penstock._core import entries
 from penstock._core.bookings import NEW
 from penstock._core.decision import decide, reshape
-from penstock._core.operations import ACQUIRE, CHARGE, FLOW, GIVE_BACK, LOWER, PAUSE, PLACE, RENEW, RESUME, SERIES
+from penstock._core.operations import ACQUIRE, BOOK, CHARGE, FLOW, GIVE_BACK, LOWER, PAUSE, RENEW, RESUME, SERIES
 from penstock._core.rows import BUCKET, CALENDAR, LOG, RENEWED, TIMED, WINDOW
 from tests.stores.admissions import excess_of_amounts
 
@@ -117,8 +117,8 @@ SERIES_OF = {
     "windows and overdraft": ([rate(1, 10, 1), (WINDOW, 9, 60, 0, 0)], [(4, 1), (12, 1)], ()),
     "paused": ([rate(1, 10), rate(1, 10)], [(1, 1), (1, 1)], (PAUSE, 5, 1, 1)),
     "an earlier one has stopped it": ([rate(1, 10), rate(1, 10)], [(1, 1)], (ACQUIRE, 0, 1, 1, 0, 11)),
-    "one that is told its moment": ([rate(1, 10), rate(1, 10)], [(9, 1), (9, 1)], (PLACE, 7, NEW, 60)),
-    "the second is told its moment": ([rate(1, 10), rate(1, 10)], [(1, 1)], (CHARGE, 1, 0, 10, PLACE, 7, NEW, 60)),
+    "one that is told its moment": ([rate(1, 10), rate(1, 10)], [(9, 1), (9, 1)], (BOOK, 7, NEW, 60)),
+    "the second is told its moment": ([rate(1, 10), rate(1, 10)], [(1, 1)], (CHARGE, 1, 0, 10, BOOK, 7, NEW, 60)),
 }
 
 

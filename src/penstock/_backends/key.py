@@ -119,9 +119,7 @@ class Key(LimiterInfo):
         if self._real is None:
             try:
                 return self.states.run(self.key, self._let_shared, decide, grant, *args)
-            except Materialised:
-                pass
-            except CostError:  # by its own limits, which may be others: and the error names the key
+            except (Materialised, CostError):  # the key's own limits may be others, and their errors name the key
                 pass
         return getattr(self._adopt(grant), decide)(grant, *args)
 

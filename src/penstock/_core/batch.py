@@ -21,8 +21,8 @@ from penstock._core.flows import ALONE, FlowTurn, leave
 from penstock._core.operations import ACQUIRE, BOOKED
 from penstock._core.rows import BUCKET, CALENDAR, LOG, RENEWED, WINDOW, RowState, write_row
 
-_NOWHERE = (0.0, NEW, -1.0)
-"""In the place of a booking, its moment and the longest wait, of requests that get none."""
+_NO_BOOKING = (0.0, NEW, -1.0)
+"""What stands for a booking, its moment and the longest wait, of requests that get none."""
 
 _AGEING = 30.0
 """Of requests whose age was not said, in seconds."""
@@ -42,7 +42,7 @@ class _Wait:
     Attributes:
         longest: Seconds until all its limits are ready.
         blocker: The limit that is ready last; below 0: all are ready.
-        fixed: Whether no place can be had in advance: what comes back all at once, or is paused, is charged when it is
+        fixed: Whether it cannot be booked: what comes back all at once, or is paused, is charged when it is
             there.
     """
 
@@ -62,8 +62,8 @@ class BatchRows:
     """
 
     __slots__ = (
-        "_ageing", "_begin_of", "_entries", "_epochs", "_flat", "_free_until", "_kept", "_last", "_limits", "_now",
-        "_owner", "_pause", "_payer", "_place", "_priority", "_row_of", "_rows", "_stopped", "_turn", "_used",
+        "_ageing", "_begin_of", "_booking", "_entries", "_epochs", "_flat", "_free_until", "_kept", "_last", "_limits",
+        "_now", "_owner", "_pause", "_payer", "_priority", "_row_of", "_rows", "_stopped", "_turn", "_used",
         "_waited", "_what", "verdicts",
     )  # fmt: skip
 
@@ -100,7 +100,7 @@ class BatchRows:
         self._stopped: set[int] = set()  # limits that later requests must not take before an earlier one
         self._kept: set[int] = set()  # the same, but for those that have a booking as the earlier one has
         self._priority, self._waited, self._ageing = 0.0, 0.0, _AGEING  # of the requests that follow
-        self._place: tuple[float, float, float] | None = None  # of the next request: number, due, within
+        self._booking: tuple[float, float, float] | None = None  # of the next request: number, due, within
         self._payer = -1  # the row that knows the flow of the requests that follow
         self._turn: FlowTurn | None = None  # and where that flow stands
         self.verdicts: list[float] = []
@@ -240,7 +240,7 @@ class BatchRows:
             self._used[limit] += taken
             self._what[limit] += taken
             share = max(share, taken / self._flat[limit][1])
-        self._place = None
+        self._booking = None
         if self._turn is not None:
             self._turn.took(share, 0.0)
         return count
@@ -275,7 +275,7 @@ class BatchRows:
             receipts.append(map(add, totals, each))
             shares.append([amount / self._flat[limit][1] for amount in run[:count]])
         self.verdicts += chain.from_iterable(zip(times[:count], *receipts, strict=False))
-        self._place = None
+        self._booking = None
         if self._turn is not None:
             self._turn.took(sum(map(max, *shares)) if len(shares) > 1 else sum(shares[0]), 0.0)
         return count
@@ -284,7 +284,7 @@ class BatchRows:
         horizon, stops, count = operations[at + 1 : at + 4]
         begin, end = at + 4, at + 4 + 2 * int(count)
         charges = [(int(operations[index]), operations[index + 1]) for index in range(begin, end, 2)]
-        (number, due, within), self._place = self._place or _NOWHERE, None
+        (number, due, within), self._booking = self._booking or _NO_BOOKING, None
         asker, claims, crowded, passes, early = None, False, False, True, horizon < due <= within
         wait = self._wait(charges, self._stopped if early else self._stopped | self._kept)
         standing: list[Booking] = []
@@ -305,7 +305,7 @@ class BatchRows:
         if early and goes and asker is not None:
             claims = self._claim(charges, rows, number, due, asker)
         must_wait = stops and wait.longest > 0
-        if early and not goes:  # it keeps its place, and a later one is to have none beside it
+        if early and not goes:  # it keeps its booking, and a later one gets none beside it
             due = min([booking[DUE] for booking in standing], default=due)
             if not wait.fixed:
                 due = min(due, wait.longest)
@@ -459,7 +459,7 @@ class BatchRows:
     ) -> None:
         """Note when a request is to come again, in all rows that it is about."""
         if claims:
-            # A later one is to have no place of its own beside it.
+            # A later one gets no booking of its own beside it.
             self._stopped.update([limit for limit, _ in charges])
             if self._turn is not None:
                 start, member_start = self._turn.starts()
@@ -568,8 +568,8 @@ class BatchRows:
         self._priority, self._waited, self._ageing = operations[at + 1 : at + 4]
         return at + 4
 
-    def _choose_place(self, operations: Sequence[float], at: int) -> int:
-        self._place = (operations[at + 1], operations[at + 2], operations[at + 3])
+    def _take_booking(self, operations: Sequence[float], at: int) -> int:
+        self._booking = (operations[at + 1], operations[at + 2], operations[at + 3])
         return at + 4
 
     def _drop(self, operations: Sequence[float], at: int) -> int:
@@ -589,7 +589,7 @@ _RUN: dict[float, Callable[[BatchRows, Sequence[float], int], int]] = {
     codes.LEAVE: BatchRows._leave,
     codes.RESUME: BatchRows._resume,
     codes.RANK: BatchRows._rank,
-    codes.PLACE: BatchRows._choose_place,
+    codes.BOOK: BatchRows._take_booking,
     codes.DROP: BatchRows._drop,
 }
 

@@ -2,7 +2,7 @@
 
 Nothing here waits or reads a clock. A request that would wait longer than its horizon is not charged: it gets a
 *booking*, which says when it is to come again. Shortly before that its process *claims* it, and only then the store
-charges. So a booking is a place in an order, and no debt:
+charges. So a booking is a position in an order, and no debt:
 
 - **Whatever is booked, claimed, passed, dropped or forgotten, only charges count.** The rule of the bucket decides
   about each of them, so bookings cannot break a limit, and a process that dies takes nothing along.
@@ -15,7 +15,7 @@ charges. So a booking is a place in an order, and no debt:
   next ones keep their moments: one more question, however many are booked. It keeps its age, so it is not passed for
   ever.
 - **A claim may come before its moment,** when something was given back. It goes if that delays no booking before it,
-  and else keeps its place. Its moment becomes an earlier one if those before it need less than when it was told.
+  and else keeps its position. Its moment becomes an earlier one if those before it need less than when it was told.
 - **Charges are never made ahead of a gap.** A request that must let another go first is told when to come again; a
   bucket is one number, and what it left free before a charge to come would be lost.
 
@@ -50,7 +50,7 @@ EXPIRED = 0.5
 """Seconds after its moment at which a booking is forgotten: its process has died, or is very late."""
 
 NEW = -1e9
-"""In the place of a moment: there is no booking yet."""
+"""Instead of a moment: there is no booking yet."""
 
 Booking = list[float]
 

@@ -41,7 +41,7 @@ go in the order in which they ask."""
 _NEVER = -1e9
 
 ALONE = -1e9
-"""In the place of a member's tag: the flow has no members."""
+"""Instead of a member's tag: the flow has no members."""
 
 KEY, OF, TAG, AHEAD = range(4)
 """What an entry consists of. `OF` is 0 for a flow, and the flow's key for one of its members."""

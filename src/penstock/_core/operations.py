@@ -24,7 +24,7 @@ brackets, stands n times.
     LEAVE       key member seconds limit                a reservation worth so much of its throughput goes back
     RANK        priority waited ageing                  of the requests that follow: how urgent and how old they are,
                                                         and in how many seconds they rise by a level
-    PLACE       number due within                       the next request gets a booking of that number if it would wait
+    BOOK        number due within                       the next request gets a booking of that number if it would wait
                                                         longer than its horizon, and at most `within` seconds. `due`:
                                                         it claims a booking for that moment, seconds from now; NEW: it
                                                         has none
@@ -38,7 +38,7 @@ a permit of a row that was lost since gives nothing back to its successor.
 from __future__ import annotations
 
 ACQUIRE, GIVE_BACK, CHARGE, PAUSE, LOWER, RENEW, FLOW, LEAVE, RESUME = 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0
-RANK, PLACE, DROP, SERIES = 10.0, 11.0, 12.0, 13.0
+RANK, BOOK, DROP, SERIES = 10.0, 11.0, 12.0, 13.0
 
 BOOKED = -0.5
 """In a verdict, where the number of a limit would be: the request has a booking."""

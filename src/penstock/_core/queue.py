@@ -217,7 +217,7 @@ class Queue:
     def restore(self, waiter: Waiter) -> None:
         """Put `waiter`, which was taken and had no turn after all, back where it stood.
 
-        For queues in front of a store, which need no index: `admit` restores nobody.
+        For queues in front of a store, which need no index: `admit` restores no waiter.
         """
         shape = self._shape_of(waiter.charges)
         flow = self._flows.get(waiter.flow) or self._new_flow(waiter.flow)
@@ -288,7 +288,7 @@ class Queue:
                     level.note(subqueue)
 
     def recharge(self, renewed: Mapping[Charged, tuple[Charged, ...]]) -> None:
-        """Charge all waiters on the limits that replace those in `renewed`. No waiter loses its place."""
+        """Charge all waiters on the limits that replace those in `renewed`. No waiter loses its position."""
         waiters_in_order = sorted(self, key=lambda waiter: waiter.number)
         self._clear()
         for waiter in waiters_in_order:
@@ -301,7 +301,7 @@ class Queue:
     def rebuild(self, waiters: Iterable[Waiter]) -> Queue:
         """Begin anew with exactly these waiters, as an exception has cut a change of the queue short; return the queue.
 
-        Each has joined before, and keeps its place: its level, and its arrival. Flows keep what they have used.
+        Each has joined before, and keeps its position: its level, and its arrival. Flows keep what they have used.
         """
         waiters_in_order = sorted(waiters, key=lambda waiter: waiter.number)
         for waiter in list(self):
@@ -382,8 +382,8 @@ class Queue:
             lowest = self.index.lowest()
         if lowest == waiter.level:
             return {charged: max(0.0, charged.queued - amount) for charged, amount in waiter.charges}
-        place = -waiter.level, waiter.number
-        return _asked_by((other for other in self if (-other.level, other.number) < place), waiter)
+        position = -waiter.level, waiter.number
+        return _asked_by((other for other in self if (-other.level, other.number) < position), waiter)
 
     def due_before(self, waiter: Waiter) -> dict[Charged, float]:
         """`queued_ahead` where flows take turns: of another flow only the calls that go first as things stand.

@@ -216,7 +216,7 @@ class ShapeIndex:
             self.wake([sleepers.state])
 
     def serve(self, flow: Flow) -> None:
-        """A flow is about to be charged: until the end of the turn its other shapes keep their place in the order."""
+        """A flow is about to be charged: its other shapes keep their position until the end of the turn."""
         self.tags.setdefault(flow, flow.tag)
 
     def wake(self, states: Iterable[Any] | None) -> None:

@@ -184,7 +184,7 @@ def check_place(path: Path, option: str) -> None:
 
 
 def _may_be_a_database(path: Path) -> bool:
-    """Whether a file begins as those of SQLite do, or is empty; or nobody may look."""
+    """Whether a file begins as those of SQLite do, or is empty; or may not be read."""
     try:
         with path.open("rb") as file:
             return file.read(16) in {b"", b"SQLite format 3\0"}

@@ -101,7 +101,7 @@ def limits_given(limits: str | None, account: str | None) -> tuple[LimitsOf, Lim
 
     Args:
         limits: What `--limits` says. "auto" and None: the server's answers will tell.
-        account: Whose published limits they are; None: nobody's.
+        account: Whose published limits they are; None: no account's.
 
     Raises:
         Fault: They cannot be read; or both are given.

@@ -44,7 +44,7 @@ from penstock.runner.source import Lines, read_row
 __all__ = ["carry_out"]
 
 SIMULATOR = "the embedded simulator (--simulate)"
-"""Who answers with `--simulate`, for the journal: nobody takes its answers for those of a service."""
+"""Who answers with `--simulate`, for the journal: its answers are not taken for those of a service."""
 
 
 def carry_out(options: RunOptions) -> int:
@@ -132,7 +132,7 @@ def _servers(options: RunOptions) -> dict[str, Server]:
 
 
 def _enforced(options: RunOptions, limits_of: LimitsOf, lines: Lines) -> Limits:
-    """The limits of an embedded server: nobody says them, or they differ by model."""
+    """The limits of an embedded server: they are not given, or differ by model."""
     if options.limits in {None, "auto"} and options.account is None:
         return parse_limits(SIMULATED)
     return limits_of_first_row(lines, limits_of, "--account" if options.limits is None else "--limits")

@@ -175,7 +175,7 @@ def read(headers: Mapping[str, str], status: int, *, wall: float) -> Reading:
     lower = _readable(headers)
     stated: dict[str, dict[str, str]] = {}
     for header, value in lower.items():
-        name, field = _place_of(header)
+        name, field = _limit_of(header)
         if field in _FIELDS:
             fields = stated.setdefault(name or "requests", {})
             fields[field] = value
@@ -194,7 +194,7 @@ def read(headers: Mapping[str, str], status: int, *, wall: float) -> Reading:
     )
 
 
-def _place_of(header: str) -> tuple[str, str]:
+def _limit_of(header: str) -> tuple[str, str]:
     """The limit that a header is about, and what it says of it; ("", ""): it is about none."""
     if header in _OTHERS:
         return _OTHERS[header]

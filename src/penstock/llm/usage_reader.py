@@ -94,8 +94,8 @@ class UsageReader:
 def _fields_in(text: str) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     decoder = json.JSONDecoder()
-    places = [found.end() for found in _OBJECT.finditer(text)]
-    for at in places[:2] + places[2:][-_MOST_FOUND:]:
+    starts = [found.end() for found in _OBJECT.finditer(text)]
+    for at in starts[:2] + starts[2:][-_MOST_FOUND:]:
         try:
             value, _ = decoder.raw_decode(text, at)
         except ValueError:  # cut off

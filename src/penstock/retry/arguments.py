@@ -24,10 +24,10 @@ def consumed_argument(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
     """
     while isinstance(fn, functools.partial):
         args, kwargs, fn = (*fn.args, *args), {**fn.keywords, **kwargs}, fn.func
-    places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-    for place, value in places:
+    positions: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    for position, value in positions:
         if (kind := _used_up(value)) is not None:
-            return f"the last attempt used up the argument {_named(fn, place)}, {kind}"
+            return f"the last attempt used up the argument {_named(fn, position)}, {kind}"
     return None
 
 
@@ -53,14 +53,14 @@ def _not_begun(items: Any) -> bool:
     return frame is not None and frame.f_code.co_code[frame.f_lasti] == opcode.opmap["RETURN_GENERATOR"]
 
 
-def _named(fn: Callable[..., Any], place: int | str) -> str:
+def _named(fn: Callable[..., Any], position: int | str) -> str:
     """Return how the function itself calls an argument, or its number from 1."""
-    if isinstance(place, str):
-        return place
+    if isinstance(position, str):
+        return position
     try:
         parameters = list(inspect.signature(fn).parameters.values())
     except (TypeError, ValueError):  # many builtins have no signature
         parameters = []
-    if place < len(parameters) and parameters[place].kind is not inspect.Parameter.VAR_POSITIONAL:
-        return parameters[place].name
-    return f"{place + 1} of {name_of(fn)}"
+    if position < len(parameters) and parameters[position].kind is not inspect.Parameter.VAR_POSITIONAL:
+        return parameters[position].name
+    return f"{position + 1} of {name_of(fn)}"

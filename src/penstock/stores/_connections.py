@@ -8,8 +8,8 @@ from weakref import finalize
 def outlive(store: object, connection: object) -> finalize[[object], object]:
     """Let a connection outlive its store, until the result is told to `detach`.
 
-    A store that nobody holds any more closes its connection in `__del__`. The garbage collector frees what belongs
-    together in any order: without this, it may come to a socket before that, which then warns that nobody closed it.
+    A store without references closes its connection in `__del__`. The garbage collector frees what belongs
+    together in any order: without this, it may come to a socket before that, which then warns that it was not closed.
     """
     kept = finalize(store, _freed, connection)
     kept.atexit = False

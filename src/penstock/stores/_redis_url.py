@@ -74,7 +74,7 @@ def _written_secrets(url: str) -> list[str]:
 def without(secrets: Iterable[str], text: str) -> str:
     """A text with all secrets struck out, the longest first; a short one only where a password stands.
 
-    Three letters are in many words: "Abstr***ctConnection" helps nobody, and tells which letter it is.
+    Three letters are in many words: "Abstr***ctConnection" is of no help, and tells which letter it is.
     """
     for secret in sorted({*secrets} - {""}, key=len, reverse=True):
         written = re.escape(secret)

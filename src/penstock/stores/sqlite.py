@@ -152,11 +152,11 @@ def _is_cut(error: Exception) -> bool:
 
 
 def _code(error: sqlite3.Error) -> int:
-    """SQLite's own, less what it says of the place."""
+    """SQLite's own, less what it says of the cause."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
-def _let_nobody_meddle(_: int, __: str | None, ___: str | None, ____: str | None, by: str | None) -> int:
+def _refuse_triggers(_: int, __: str | None, ___: str | None, ____: str | None, by: str | None) -> int:
     """Refuse statements that would run a trigger or read a view: what is written may be undone or ignored there.
 
     SQLite asks when it prepares a statement, and anew when the tables have changed.
@@ -422,7 +422,7 @@ class SQLiteStore(Store):
         self._is_link, there = self.path.is_symlink(), os.path.realpath(self._here)
         self._log, self._index = f"{there}-wal", f"{there}-shm"
         connection = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
-        connection.set_authorizer(_let_nobody_meddle)
+        connection.set_authorizer(_refuse_triggers)
         try:
             self._mend_index(connection)
             self._prepare(connection)

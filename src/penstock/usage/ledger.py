@@ -176,7 +176,7 @@ class Ledger:
             warnings.warn(
                 f"{self!r} was never closed: call close() when it is not needed any more", ResourceWarning, 2, self
             )
-            writer.put_marker(ends=True)  # it writes what is there, and ends; nobody waits for that
+            writer.put_marker(ends=True)  # it writes what is there, and ends; no call waits for that
 
 
 def _patience(timeout: Any) -> float:

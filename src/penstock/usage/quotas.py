@@ -480,7 +480,7 @@ class _Charge:
                     answer = self._answer_to(error)
                     if inspect.isawaitable(answer):
                         if inspect.iscoroutine(answer):
-                            answer.close()  # or Python warns that nobody awaited it
+                            answer.close()  # or Python warns that it was never awaited
                         raise ValueError(
                             "review= is an async function, and a thread cannot wait for it: use `async with`"
                         )

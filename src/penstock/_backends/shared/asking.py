@@ -24,7 +24,7 @@ LOOKAHEAD = 0.020
 """Seconds ahead for which turns are reserved in one batch."""
 
 MOST_AHEAD = 0.5
-"""Seconds ahead for which a request is charged at most: no refund makes a charge come sooner, and nobody passes it."""
+"""Seconds ahead for which a request is charged at most: no refund makes a charge come sooner, and no call passes it."""
 
 NEVER = 1e9
 """Seconds after which a request rises a level where requests do not."""
@@ -74,7 +74,7 @@ class Writing:
             batch.rank(float(request.priority), max(0.0, now - request.arrived), ageing)
         request.booking = booking
         if booking is not None:
-            batch.place(booking, wait, now)
+            batch.book(booking, wait, now)
         batch.acquire(request.charges, horizon, stops=stops)
         at = max(ready, now)
         if at < math.inf:

@@ -36,7 +36,7 @@ class SharedLimitState(Leased):
 
     Attributes:
         limit_set: The set that it belongs to.
-        index: Its place among the terms of that set; -1: the store does not count it, or no more.
+        index: Its position among the terms of that set; -1: the store does not count it, or no more.
         held: Whether it is held and not spent (places).
         renewed: Whether what is held must be renewed while this process lives.
         returns_at_once: Whether what was used comes back all at once, and not unit by unit.
@@ -186,7 +186,7 @@ class SharedLimitSet:
         return states
 
     def _number(self) -> None:
-        """Note the place of each limit among the terms, and how it behaves there."""
+        """Note the position of each limit among the terms, and how it behaves there."""
         states: Any = [state for unit in sorted(self.states) for state in self.states[unit]]
         self.order = [state for state in states if not isinstance(state.limit, Unlimited)]
         lead = clock.wall() - clock.now()

@@ -37,7 +37,7 @@ class StoreQueue:
 
     Attributes:
         waiters: Requests in their order.
-        fresh: Requests that came just now and have no place in the order yet.
+        fresh: Requests that came just now and have no position in the order yet.
         reserved: Requests that the store has granted for a moment to come.
         coming: How many were sent to the dispatcher and have not arrived.
         sets: The limit sets behind this queue.

@@ -131,7 +131,7 @@ class SharedRequest(Request):
 
     @property
     def abandoned(self) -> bool:
-        """Whether its loop is closed: nothing ever takes its grant, nor its place in the queue, away."""
+        """Whether its loop is closed: nothing ever takes its grant, nor itself out of the queue."""
         return self.parker is not None and not self.parker.alive()
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:

@@ -277,7 +277,7 @@ class SchedulerState:
         self.dirty[queue] = None
 
     def take_out_all_of(self, home: object, queue: StoreQueue) -> None:
-        """Take out the waiters of a closed loop, which would use the limit for nobody and keep the others waiting."""
+        """Take out the waiters of a closed loop, which would use the limit for no call and keep the others waiting."""
         waiters: list[Any] = list(queue.waiters)
         for request in waiters:
             if request.parker.home is home:

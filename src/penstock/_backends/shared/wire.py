@@ -218,10 +218,10 @@ class BatchInFlight:
         self.priority = priority
         self.operations += (codes.RANK, priority, waited, ageing)
 
-    def place(self, booking: Booking, within: float, now: float) -> None:
+    def book(self, booking: Booking, within: float, now: float) -> None:
         """Write that the next request claims a booking, or is given it if it must wait for at most `within` seconds."""
         due = NEW if booking.due == math.inf else booking.due - now
-        self.operations += (codes.PLACE, booking.number, due, within)
+        self.operations += (codes.BOOK, booking.number, due, within)
 
     def drop(self, booking: Booking) -> None:
         """Write that a booking is not needed any more."""

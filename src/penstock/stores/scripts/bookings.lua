@@ -2,7 +2,7 @@
 
 -- Of the requests that follow: rank, age, and the name that knows their flow.
 local priority, waited, ageing, payer = 0, 0, AGEING, -1
-local place_number, place_due, place_within = 0, NEW, -1  -- and of the next one
+local booking_number, booking_due, booking_within = 0, NEW, -1  -- and of the next one
 
 local function level_of(urgency, age, step) return urgency + math.floor(age / step + 1e-9) end
 

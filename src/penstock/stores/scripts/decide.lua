@@ -29,7 +29,7 @@ while position <= stop do
       said = said + 1
       verdicts[said] = part
       if part > 0 then
-        place_number, place_due, place_within = 0, NEW, -1
+        booking_number, booking_due, booking_within = 0, NEW, -1
         local share = 0
         for i = 1, width do
           local limit, amount = of[i], asked[from + i]
@@ -62,8 +62,8 @@ while position <= stop do
     local from = position + 4
     position = from + 2 * charges
     local longest, blocker, fixed = 0, -1, false
-    local id, due, within = place_number, place_due, place_within
-    place_number, place_due, place_within = 0, NEW, -1
+    local id, due, within = booking_number, booking_due, booking_within
+    booking_number, booking_due, booking_within = 0, NEW, -1
     local early = horizon < due and due <= within
     for i = from, position - 1, 2 do
       local limit = asked[i] + 1
@@ -145,7 +145,7 @@ while position <= stop do
     end
     local books = not goes and asker and longest <= within and not fixed
     local may_stand_back = not (fixed or crowded or claims or (id ~= 0 and not goes))
-    if early and not goes then  -- it keeps its place, and a later one is to have none beside it
+    if early and not goes then  -- it keeps its booking, and a later one gets none beside it
       if standing[1] then
         due = standing[1][DUE]
         for j = 2, #standing do due = min(due, standing[j][DUE]) end
@@ -185,7 +185,7 @@ while position <= stop do
           add_booking(booked[name], booking)
           for limit = begins[name] + 1, begins[name + 1] do free_until[limit] = -1 end
         end
-        if claims then  -- a later request is to have no place of its own beside it
+        if claims then  -- a later request gets no booking of its own beside it
           for i = from, position - 1, 2 do stopped[asked[i] + 1], any_stopped = true, true end
         end
       end
@@ -280,8 +280,8 @@ while position <= stop do
   elseif operation == RANK then
     priority, waited, ageing = asked[position + 1], asked[position + 2], asked[position + 3]
     position = position + 4
-  elseif operation == PLACE then
-    place_number, place_due, place_within = asked[position + 1], asked[position + 2], asked[position + 3]
+  elseif operation == BOOK then
+    booking_number, booking_due, booking_within = asked[position + 1], asked[position + 2], asked[position + 3]
     position = position + 4
   elseif operation == DROP then
     local bookings = booked[row_of[asked[position + 2] + 1]]

@@ -20,7 +20,7 @@ local LOG, RENEWED = 0, 2
 local ACQUIRE, GIVE_BACK, CHARGE, PAUSE, LOWER, RENEW, FLOW, LEAVE, RESUME = 1, 2, 3, 4, 5, 6, 7, 8, 9
 local LEAD, GRACE, AGAIN_LEAST, AGAIN_MOST, LATE, FORGET, FLOWS, NEVER = 0.020, 0.020, 0.001, 0.050, 0.020, 1, 128, -1e9
 local KEY, OF, TAG, AHEAD = 1, 2, 3, 4  -- of an entry of a flow, as in _core/flows.py
-local RANK, PLACE, DROP, SERIES = 10, 11, 12, 13
+local RANK, BOOK, DROP, SERIES = 10, 11, 12, 13
 -- Of a booking, as in _core/bookings.py.
 local ID, DUE, PRIORITY, WAITED, AGED, WHOSE, START, MEMBER_START, SHARE, AMOUNTS = 1, 2, 3, 4, 5, 6, 7, 8, 9, 9
 local BOOKED, NEW, ALONE, MOST, TARDY, EXPIRED, AGEING = -0.5, -1e9, -1e9, 128, 0.050, 0.5, 30
