@@ -15,9 +15,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from threading import get_ident
 from typing import TYPE_CHECKING, Any
-from weakref import ref
 
 from penstock import clock
 
@@ -36,9 +34,8 @@ A parker from before the last fork belongs to another process.
 
 
 def _count_fork() -> None:
-    global forks, _ran_last
+    global forks
     forks += 1
-    _ran_last = _no_loop  # it is the parent's
 
 
 if hasattr(os, "register_at_fork"):
@@ -306,13 +303,9 @@ def here() -> Parker:
     """Return a parker for the running task, or for this thread if it runs no loop."""
     if (_in_trio_task is not None or "trio" in sys.modules) and in_trio_task():  # first: it may be a guest of asyncio
         return TrioParker(sys.modules["trio"])
-    loop = _ran_last() if _ASKING_IS_SLOW else None
-    if loop is None or loop._thread_id != get_ident() or "nest_asyncio" in sys.modules:  # which runs loops in loops
-        loop = running_asyncio_loop() if _running_loop is None else _running_loop()
-        if loop is None:
-            return ThreadParker()
-        if _ASKING_IS_SLOW:
-            _remember(loop)
+    loop = running_asyncio_loop() if _running_loop is None else _running_loop()
+    if loop is None:
+        return ThreadParker()
     parker = AsyncioParker()  # as `in_loop`: it would cost each waiter another call, as `__init__` would
     parker.home = loop
     parker._future = loop.create_future()
@@ -380,20 +373,5 @@ def running_asyncio_loop() -> Any:
     return None if _running_loop is None else _running_loop()  # unlike get_running_loop it does not raise
 
 
-def _remember(loop: Any) -> None:
-    global _ran_last
-    if getattr(loop, "_thread_id", None) is not None:  # asyncio's own loops have one for as long as they run
-        _ran_last = ref(loop)
-
-
-def _no_loop() -> None:
-    return None
-
-
-_ASKING_IS_SLOW = sys.version_info < (3, 12)
-"""Whether asyncio asks the system for this process's number to tell which loop runs: 8 % of a loop's CPU where many
-tasks wait. Then `here` takes the loop that ran last, if that still runs in this thread."""
-
-_ran_last: Callable[[], Any] = _no_loop  # a weak reference
 _in_trio_task: Callable[[], bool] | None = None
 _running_loop: Callable[[], Any] | None = None
