@@ -65,6 +65,22 @@ async def test_a_call_that_was_made_before_a_reconfiguration_is_charged_by_the_l
         assert limiter.statistics().limits[unit].level == 4
 
 
+@pytest.mark.parametrize("added", [Rate(100, 2e6), sliding(100, 1e6)])
+async def test_a_limit_that_was_added_follows_the_true_cost_of_a_call_from_before(added, virtual_time):
+    """The second true cost was charged to it once more, but for what the first had added."""
+    limiter = Limiter(tokens=Rate(100, 1e6))
+    permit = limiter.acquire_nowait(tokens=8)
+    limiter.reconfigure(tokens=[Rate(100, 1e6), added])
+    used = []
+    for cost in (9, 10, 6, 20):
+        permit.settle(tokens=cost)
+        used.append([round(100 - limit.level) for limit in limiter.statistics().limits.values()])
+    assert used == [[9, 9], [10, 10], [6, 8], [20, 20]]  # what was there before the limit it does not give back
+    permit.cancel()
+    first, second = limiter.statistics().limits.values()
+    assert (round(first.level), round(second.level)) == (100, 92)
+
+
 async def test_a_reconfiguration_binds_every_limiter_over_these_limits(virtual_time):
     """One that was made under the same name went on with the one bucket that it remembered: 50 in five seconds, not
     20."""

@@ -27,12 +27,13 @@ from penstock._backends.queue import WaitQueue
 from penstock._core.bucket import Bucket
 from penstock._core.charging import Charges, Receipts, charge, charge_if_ready, give_back, postponed, undo
 from penstock._core.limit_state import LimitState
+from penstock._core.meter import Unmetered
 from penstock._core.places import Hold
 from penstock._numbers import show_seconds
 from penstock._validation import exact_costs
 from penstock.errors import RateLimited
 from penstock.events import Refused, emit
-from penstock.limits import Limit
+from penstock.limits import Limit, unlimited
 from penstock.stores.memory import MemoryStore
 
 R = TypeVar("R")
@@ -41,6 +42,9 @@ _NONE_ALIKE = Alike(Clearance())
 
 _DECISION = "a decision under way"
 """What a call is blocked by in a signal handler that came in the middle of one."""
+
+_ELSEWHERE = Unmetered(unlimited)
+"""The meter of what no limit's meter has counted for a call."""
 
 
 class LocalBackend:
@@ -303,6 +307,8 @@ class LocalBackend:
             for state in [state for limit_set in self.sets for state in limit_set.states.get(unit, ())]:
                 if grant.ended and state.meter.held:
                     continue  # nothing would give back what it holds from now on
+                if before and state not in charged:
+                    _note_taken_over(grant, state, before)
                 _adjust(grant, state, amount - charged.get(state, before), now)
         queue.run(now, [state for state, _ in grant.charges])
 
@@ -543,6 +549,11 @@ def _charge(_: WaitQueue, now: float, binding: Binding, grant: Grant) -> None:
     grant.receipts = charge(binding.charge.charges, now)
     grant.granted_at = now
     binding.info.granted += 1
+
+
+def _note_taken_over(grant: Grant, state: LimitState, amount: float) -> None:
+    """Write down what a limit that was added later took over, with a receipt for which it gives nothing back."""
+    grant.charges, grant.receipts = [*grant.charges, (state, amount)], [*grant.receipts, (_ELSEWHERE, None)]
 
 
 def _adjust(grant: Grant, state: LimitState, more: float, now: float) -> None:
