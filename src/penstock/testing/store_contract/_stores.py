@@ -15,6 +15,9 @@ from penstock.stores.contract import Store
 LATE = 3.0
 """Seconds by which a busy machine may be late."""
 
+SOON = 20.0
+"""Seconds in which another process hears of what was said, however busy the machine: it would wait for minutes."""
+
 
 class StoreTests:
     """Has the fixture `stores`, which is made of the subclass's `make_store`."""

@@ -11,7 +11,7 @@ import pytest
 
 from penstock import Limiter, QueueFull, RateLimited, calendar, clock, per_minute, per_second
 from penstock.stores.contract import Store
-from penstock.testing.store_contract._stores import LATE, StoreTests, measured
+from penstock.testing.store_contract._stores import LATE, SOON, StoreTests, measured
 
 
 class WaitingContract(StoreTests):
@@ -118,7 +118,7 @@ class WaitingContract(StoreTests):
                 permit.settle(tokens=2)
             else:
                 permit.cancel()
-            with anyio.fail_after(LATE + 1):
+            with anyio.fail_after(SOON):
                 for granted in waiting:
                     await granted.wait()
 
@@ -146,7 +146,7 @@ class WaitingContract(StoreTests):
             await theirs.acquire(max_wait=0)
         assert caught.value.blocked_by == "pause"
         async with anyio.create_task_group() as tasks:
-            with anyio.fail_after(LATE + 1):
+            with anyio.fail_after(SOON):
                 tasks.start_soon(mine.acquire)
                 await anyio.sleep(0.05)
                 mine.resume()
