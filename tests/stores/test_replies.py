@@ -59,7 +59,7 @@ async def test_what_a_server_says_is_sorted(words, says, talker):
     once."""
     talker.answer = b"-%b\r\n" % words.encode()
     events = []
-    store = RedisStore(talker.url, timeout=0.3, patience=0.1, on_outage="open", on_event=events.append)
+    store = RedisStore(talker.url, timeout=5, patience=0.1, on_outage="open", on_event=events.append)
     limiter = Limiter(requests=per_second(5), name="x", store=store)
     if says.startswith(OUTAGES):
         with anyio.fail_after(20):
