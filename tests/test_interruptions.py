@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from penstock import _log
+from penstock._interruptions import is_an_interruption
 from penstock.batching._batcher import may_be_an_items_fault
 from penstock.retry.report import attach_hint
 from tests.alarms import alarms
@@ -47,3 +48,14 @@ def filtered():
 def test_it_passes(use):
     with alarms(ring), pytest.raises(Rang):
         use()
+
+
+def test_a_handler_that_cannot_be_shown_replaces_no_error(monkeypatch):
+    """`signal.getsignal` takes the `repr` of the handler. Asyncio's shows the main task and what that waits for, such
+    as an error of the user's whose `__repr__` raises."""
+
+    def getsignal(number):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(signal, "getsignal", getsignal)
+    assert not is_an_interruption(ValueError())

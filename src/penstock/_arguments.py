@@ -61,7 +61,7 @@ def _parameters(function: Callable[..., Any]) -> list[Parameter] | None:
 
 def _by_name(wanted: list[Parameter], offered: list[Parameter]) -> bool:
     """Whether the names of the parameters say what is meant."""
-    names = {p.name for p in offered if p.kind in (*_BY_POSITION, Parameter.KEYWORD_ONLY)}
+    names = {p.name for p in offered}
     anything = any(p.kind is Parameter.VAR_KEYWORD for p in offered)
     asked = [p for p in wanted if p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)]
     if any(p.kind is Parameter.POSITIONAL_ONLY and p.name not in names for p in wanted):
@@ -95,11 +95,13 @@ def _picked(
     """Call `chosen` with the arguments of the names that it wants; with all others too, if it has `**`."""
     offered = list(signature.parameters.values())
     order = [p.name for p in offered if p.kind in _BY_POSITION]
+    asked = [p for p in wanted if p.kind in (*_BY_POSITION, Parameter.KEYWORD_ONLY)]
     rest = next((p.name for p in offered if p.kind is Parameter.VAR_KEYWORD), None)
+    if rest in {p.name for p in asked}:  # `**options` as the dict that it is
+        rest = None
     unnamed = {p.name for p in offered if p.kind is Parameter.VAR_POSITIONAL}
     owner = {"self", "cls"} & {p.name for p in offered[:1]}
     all_of_them = any(p.kind is Parameter.VAR_KEYWORD for p in wanted)
-    asked = [p for p in wanted if p.kind in (*_BY_POSITION, Parameter.KEYWORD_ONLY)]
     plain = not all_of_them and all(p.name in order and p.kind in _BY_POSITION for p in asked)
     indexes = [order.index(p.name) for p in asked] if plain else []
     few = max(indexes, default=-1) + 1

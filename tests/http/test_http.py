@@ -214,6 +214,12 @@ async def test_a_limiter_per_key_needs_a_function_that_says_which(limit):
         limit(httpx.AsyncClient(), Keyed(requests="1/s"))
 
 
+@pytest.mark.parametrize("limit", [limit_http_client, limit_client])
+async def test_a_call_of_a_limiter_is_refused(limit):
+    with pytest.raises(ValueError, match=r"give the limiter itself, not Limiter\(requests=1/s\)\(\): `cost=` says"):
+        limit(httpx.AsyncClient(), Limiter(requests="1/s")())
+
+
 async def test_what_is_no_client_is_refused():
     with pytest.raises(TypeError, match=r"a client of httpx or httpx2 is needed, not builtins\.object"):
         limit_http_client(object(), "auto")

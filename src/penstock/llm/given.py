@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from penstock import Calendar, InFlight, Keyed, Limit, Limiter, Rate, Sliding
+from penstock import Calendar, Call, InFlight, Keyed, Limit, Limiter, Rate, Sliding
 from penstock._text import repr_of
 from penstock.errors import PenstockError
 from penstock.llm import tables
@@ -220,6 +220,8 @@ def by_limiter(limiter_of: Callable[[Any], Any]) -> Callable[[Any], Endpoint | N
             "a Keyed has a limiter for each key: give a function of the request that says which, such as "
             "`lambda request: per_host[request.url.host]`"
         )
+    if isinstance(limiter_of, Call):  # the same
+        raise ValueError(f"give the limiter itself, not {repr_of(limiter_of)}: `cost=` says what a request costs")
     known: dict[tuple[object, ...], Endpoint] = {}
 
     def endpoint_of(request: Any) -> Endpoint | None:
