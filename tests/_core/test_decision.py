@@ -269,6 +269,14 @@ def test_refunds_are_remembered_until_the_bucket_is_full():
     assert len(full.rows[0]) == len(first.rows[0])
 
 
+def test_charges_stand_in_the_order_of_their_ends_and_an_owners_of_one_moment_are_one_entry():
+    """Also where another's stands between them: a refund finds one entry of its owner and moment, and no second one."""
+    log: list[list[float]] = []
+    for until, owner, amount in ((20, 1, 1), (20, 2, 2), (30, 1, 4), (10, 1, 8), (20, 1, 16), (20, 2, 32), (20, 3, 64)):
+        entries.add(log, until, owner, amount)
+    assert log == [[10, 1, 8], [20, 1, 17], [20, 2, 34], [20, 3, 64], [30, 1, 4]]
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7])
 def test_a_log_is_halved_into_the_later_of_each_pair(count):
     log = [[float(10 * i), float(100 + i), 1.0 + i] for i in range(count)]

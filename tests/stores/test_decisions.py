@@ -312,14 +312,20 @@ def test_a_later_place_is_kept_for_its_whole_time_where_an_earlier_one_ends_afte
 
 @pytest.mark.parametrize(("name", "mode"), [("a sliding window", 0), ("places with a time to live", 1), ("places", 2)])
 def test_calls_of_one_moment_are_all_given_back_whatever_their_sizes(name, mode):
-    """They have the same receipt: a large one that found the place of a small one gave back no more than that."""
-    for order in itertools.permutations([1, 3, 2]):
+    """They have the same receipt: a large one that found the place of a small one gave back no more than that.
+
+    Also if another process asks in between at that very moment.
+    """
+    for order, others in itertools.product(itertools.permutations([1, 3, 2]), (0, 1)):
         book = Book((WINDOW, 10, 600, mode, 0))
-        receipts = [book.ask(amount, horizon=0)[1] for amount in (1, 2, 3)]
+        receipts = []
+        for amount in (1, 2, 3):
+            receipts.append(book.ask(amount, horizon=0)[1])
+            book.do(CHARGE, 1, 0, others, owner=2.0)
         assert len({*receipts}) == 1
         for amount in order:
             book.do(GIVE_BACK, 1, 0, amount, book.epoch, receipts[0])
-        assert book.used() == 0
+        assert book.used() == 3 * others
 
 
 def test_a_calendar_period_begins_anew_and_one_that_ended_is_not_reopened():

@@ -7,6 +7,8 @@ of one moment are one entry: which of them is given back first makes no differen
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 from penstock._core.rows import RENEWED
 
 REFUNDS = 32
@@ -27,13 +29,13 @@ def held(log: Log) -> float:
 
 def add(log: Log, until: float, owner: float, amount: float) -> None:
     """Note a charge."""
-    at = len(log)
-    while at and log[at - 1][0] > until:
+    behind = at = bisect_right(log, until, key=_first)
+    while at and log[at - 1][0] == until:
         at -= 1
-    if at and log[at - 1][:2] == [until, owner]:
-        log[at - 1][2] += amount
-    else:
-        log.insert(at, [until, owner, amount])
+        if log[at][1] == owner:
+            log[at][2] += amount
+            return
+    log.insert(behind, [until, owner, amount])
 
 
 def in_order(log: Log) -> None:

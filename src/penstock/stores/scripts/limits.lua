@@ -28,12 +28,15 @@ local function earlier(one, other) return one[1] < other[1] end
 local function add(log, ends, of, amount)  -- in order of their ends; an owner's charges of one moment are one entry
   local at = #log + 1
   while at > 1 and log[at - 1][1] > ends do at = at - 1 end
-  local before = log[at - 1]
-  if before and before[1] == ends and before[2] == of then
-    before[3] = before[3] + amount
-  else
-    table.insert(log, at, {ends, of, amount})
+  for i = at - 1, 1, -1 do
+    local entry = log[i]
+    if entry[1] < ends then break end
+    if entry[2] == of then
+      entry[3] = entry[3] + amount
+      return
+    end
   end
+  table.insert(log, at, {ends, of, amount})
 end
 
 local function wait_of(limit, amount)  -- seconds until `amount` could be charged
