@@ -2,9 +2,12 @@
 
     python tools/quick_mutation.py [files]        such as `flows decision`; all of `_core` unless given
 
-mutmut makes the mutants, and chooses one by an environment variable at each call. So one process imports the tests once
-and calls them as plain functions, those that took least first, until one fails. What needs a fixture, a server, an
-event loop or more than a second is left out, so what survives here may still be killed by `tools/mutation.py`.
+mutmut makes the mutants, and would choose one by an environment variable at each call of each function. Here a function
+gets the code of its mutant instead, so that nothing else is slower. One process imports the tests once and calls those
+that reach the function, as plain functions, until one fails: first those that took little and noticed much of it.
+
+What needs a fixture, a server, an event loop or more than a second is left out, so what survives here may still be
+killed by `tools/mutation.py`.
 With SAMPLE=150 in the environment it tries so many of each file, chosen at random, and the same at every run.
 
 Prints the table of that tool, and each survivor as a difference. Ends with 0 in any case.
@@ -24,8 +27,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType, FunctionType, ModuleType
 from typing import Any
 
 import pytest
@@ -57,7 +61,18 @@ MORE = {  # beside tests/_core/test_NAME*.py
     "turns": ("_core/test_late_turns", "_core/test_queue", "_core/test_queue_model", "_core/test_shapes"),
 }
 
-Call = tuple[float, Callable[..., object], dict[str, Any]]
+FUNCTIONS: dict[str, FunctionType] = {}
+"""Each function of `_core` that has mutants, by the name that its mutants begin with."""
+
+
+@dataclass(eq=False)
+class Call:
+    """A test with its arguments: how many seconds it takes, and which functions it reaches."""
+
+    test: Callable[..., object]
+    arguments: dict[str, Any]
+    seconds: float = 0.0
+    reached: set[str] = field(default_factory=set)
 
 
 class Hung(BaseException):
@@ -75,6 +90,17 @@ def make_mutants() -> None:
         step()
     tool.store_lines_covered_by_tests()
     tool.create_mutants(1)
+
+
+def keep_functions(mutants: dict[str, FunctionType], **_: bool) -> Callable[[FunctionType], FunctionType]:
+    """Stand in for mutmut's decorator: leave the function as it is, and remember it."""
+
+    def keep(function: FunctionType) -> FunctionType:
+        FUNCTIONS[f"{function.__module__}.{function.__qualname__}"] = function
+        function.mutants = mutants  # type: ignore[attr-defined]
+        return function
+
+    return keep
 
 
 def modules_for(name: str) -> Iterator[ModuleType]:
@@ -108,21 +134,38 @@ def patched(test: Callable[..., object]) -> Callable[..., object]:
     return call
 
 
-def bounded(test: Callable[..., object], arguments: dict[str, Any], seconds: float) -> None:
-    """Call a test, and raise `Hung` when it takes longer.
+def bounded(call: Call, seconds: float) -> None:
+    """Run a test, and raise `Hung` when it takes longer.
 
     Seconds of this process, since others may want the machine; and again some later, since a callback of the garbage
     collector swallows what is raised in it.
     """
     signal.setitimer(signal.ITIMER_PROF, seconds, 3.0)
     try:
-        test(**arguments)
+        call.test(**call.arguments)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
+def reached(call: Call) -> set[str]:
+    """The functions with mutants that a test enters."""
+    names = {function.__code__: name for name, function in FUNCTIONS.items()}
+    found = set()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code in names:
+            found.add(names[frame.f_code])
+
+    sys.setprofile(note)
+    try:
+        bounded(call, 60)
+    finally:
+        sys.setprofile(None)
+    return found
+
+
 def calls_for(name: str) -> list[Call]:
-    """The calls that pass without a mutant: how long each took, the test, its arguments; the quickest first."""
+    """The calls that pass without a mutant, and take less than `LONGEST`."""
     found: list[Call] = []
     for module in modules_for(name):
         for test in [one for label, one in vars(module).items() if label.startswith("test_")]:
@@ -132,31 +175,48 @@ def calls_for(name: str) -> list[Call]:
                 fixtures = inspect.signature(test).parameters.keys() - arguments.keys()
                 if fixtures - {"monkeypatch"}:
                     break
-                call = patched(test) if fixtures else test
+                call = Call(patched(test) if fixtures else test, arguments)
                 begin = time.process_time()
-                bounded(call, arguments, 60)
-                found.append((time.process_time() - begin, call, arguments))
-    return sorted((call for call in found if call[0] < LONGEST), key=lambda call: call[0])
+                bounded(call, 60)
+                call.seconds = time.process_time() - begin
+                if call.seconds < LONGEST:
+                    call.reached = reached(call)
+                    found.append(call)
+    return found
 
 
-def fate_of(mutant: str, calls: list[Call]) -> str:
-    """What the first test says that notices it."""
-    os.environ["MUTANT_UNDER_TEST"] = mutant
+def fate_of(calls: list[Call], noticed: Counter[Call]) -> str:
+    """What the first test says that notices a mutant; `noticed`: how many of its function each did before."""
     try:
-        for took, test, arguments in calls:
-            bounded(test, arguments, max(3.0, 40 * took))
+        for call in sorted(calls, key=lambda call: call.seconds / (1 + noticed[call])):
+            bounded(call, max(3.0, 40 * call.seconds))
     except Hung:
         return "hung"
     except BaseException:  # noqa: BLE001 - however the test fails
+        noticed[call] += 1
         return "killed"
-    finally:
-        os.environ["MUTANT_UNDER_TEST"] = ""
     return "survived"
+
+
+def fates_of(function: FunctionType, names: list[str], calls: list[Call]) -> dict[str, str]:
+    """What becomes of these mutants of a function."""
+    original = function.__code__, function.__defaults__, function.__kwdefaults__
+    noticed: Counter[Call] = Counter()
+    fates = {}
+    for name in names:
+        mutant = function.mutants[name]  # type: ignore[attr-defined]
+        function.__code__, function.__defaults__, function.__kwdefaults__ = (
+            mutant.__code__, mutant.__defaults__, mutant.__kwdefaults__
+        )  # fmt: skip
+        try:
+            fates[name] = fate_of(calls, noticed)
+        finally:
+            function.__code__, function.__defaults__, function.__kwdefaults__ = original
+    return fates
 
 
 def look_at(name: str) -> None:
     """Try the mutants of one file; print its row of the table, and what survived."""
-    os.environ["MUTANT_UNDER_TEST"] = ""
     sys.path[:0] = [str(MUTANTS / "src"), str(ROOT)]
 
     def hang(_: int, __: FrameType | None) -> None:
@@ -164,6 +224,9 @@ def look_at(name: str) -> None:
 
     signal.signal(signal.SIGPROF, hang)
     import hypothesis
+    import mutmut.mutation.trampoline as tool
+
+    tool.wrap_in_trampoline = keep_functions
 
     quick = {"derandomize": True, "database": None, "deadline": None, "max_examples": 30}
     hypothesis.settings.register_profile("mutants", suppress_health_check=list(hypothesis.HealthCheck), **quick)
@@ -175,19 +238,25 @@ def look_at(name: str) -> None:
         shown_name = f"{name}, {sample} of {len(names)}"
         names = random.Random(name).sample(names, sample)  # noqa: S311 - no secret
     calls = calls_for(name)
-    fates = {f"penstock._core.{name}.{one}": "" for one in names}
-    for mutant in fates:
-        fates[mutant] = fate_of(mutant, calls)
+    chosen, fates = set(names), {}
+    for label, function in FUNCTIONS.items():
+        if function.__module__ == f"penstock._core.{name}":
+            mutants = [one for one in function.mutants if one in chosen]  # type: ignore[attr-defined]
+            fates |= fates_of(function, mutants, [call for call in calls if label in call.reached])
     counts = Counter(fates.values())
     killed, hung, survived = (counts[fate] for fate in ("killed", "hung", "survived"))
     share = 100 * (killed + hung) / max(1, len(names))
     print(f"| {shown_name} | {len(names)} | {killed} | {hung} | {survived} | {share:.1f} % |")
     for mutant in [one for one, fate in fates.items() if fate == "survived"]:
         shown = subprocess.run(
-            [sys.executable, "-m", "mutmut", "show", mutant], cwd=ROOT, capture_output=True, text=True, check=False
+            [sys.executable, "-m", "mutmut", "show", f"penstock._core.{name}.{mutant}"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         lines = [line for line in shown.stdout.splitlines() if line[:1] in "+-" and line[:3] not in {"+++", "---"}]
-        print(f"  {mutant.rpartition('.')[2]}", *lines, sep="\n    ")
+        print(f"  {mutant}", *lines, sep="\n    ")
 
 
 def main() -> None:
