@@ -454,6 +454,8 @@ def test_what_was_given_back_counts_in_everything_that_comes_after(begin):
     receipt = topped.charge(5, begin)
     assert topped.top_up(5, 1, receipt, begin)[:2] == (0, 6)
     assert topped.level(begin) == 1
+    assert topped.top_up(5, 4, receipt, begin + 20)[:2] == (5, 4)
+    assert topped.level(begin + 20) == 6, "it was full, and is charged from there"
 
 
 @pytest.mark.parametrize("begin", [0.0, 1e7])

@@ -36,6 +36,8 @@ def test_two_answers_that_say_the_same_lower_the_level_once():
     assert bucket.level_after(40, second, 1_000.0) == 40
     bucket.lower_to(39.5, 1_000.0)
     assert bucket.level(1_000.0) == 39.5
+    nothing = bucket.charge(0, 1_000.0)
+    assert bucket.level_after(20, nothing, 1_000.0) == 20, "what was lowered before a call is in its answer"
 
 
 def test_of_many_words_of_servers_the_oldest_is_forgotten():

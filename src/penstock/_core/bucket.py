@@ -87,7 +87,7 @@ class Bucket(Meter):
         return now + (tat - self.burst - refill) / self.rate
 
     def ready_since(self, cost: float, now: float) -> float:
-        need = min(cost, self.burst) if self.overdraft else cost
+        need = min(cost, self.burst)  # what is larger waits for no more, if it is allowed
         return min(now, now + (self.tat + need - self.burst - (now * self.rate + self.offset)) / self.rate)
 
     def ready_after(self, other: float, cost: float, now: float) -> float:
@@ -182,7 +182,7 @@ class Bucket(Meter):
         self.refunds = self.heard = None
 
     def idle_as(self, packed: float | tuple[float, float, float], now: float) -> bool:
-        tat, offset, _ = packed if isinstance(packed, tuple) else (packed, 0.0, 0.0)
+        tat, offset = packed[:2] if isinstance(packed, tuple) else (packed, 0.0)
         return tat <= now * self.rate + offset
 
     def level_after(self, remaining: float, receipt: Receipt, now: float) -> float:
