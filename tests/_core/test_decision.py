@@ -526,10 +526,12 @@ def test_a_damaged_row_is_found_out(row):
 
 
 def test_a_row_of_many_numbers_is_read():
-    limits = [bucket(1, 10)] * 19_999
-    assert len(asked(limits, row=packed((NOW, NOW)) + packed([0.0] * (5 * 19_999 + 1))).states) == 3 * 19_999
+    limits, flows = [bucket(1, 10)] * 19_997, packed((5.0, 0.0, 0.5, 1.0) * 3)
+    row = packed((NOW, NOW)) + packed([0.0] * (5 * 19_997 + 1)) + flows
+    assert len(row) == 8 * 100_000
+    assert len(asked(limits, row=row).states) == 3 * 19_997
     with pytest.raises(DamagedRow):
-        asked([*limits, limits[0]], row=packed((NOW, NOW)) + packed([0.0] * (5 * 20_000 + 1)))
+        asked(limits, row=row + flows)
 
 
 def test_no_row_is_kept_for_longer_than_stores_can_count():

@@ -129,20 +129,20 @@ def _turn_page(
 def _numbers_of(row: bytes, limits: int) -> tuple[float, ...]:
     """The numbers of a row that counts so many limits; DamagedRow: it is not what was once written."""
     had = len(row) // 8
-    if len(row) % 8 or had < 2 or had > MOST_NUMBERS:
+    if len(row) % 8 or had > MOST_NUMBERS:
         raise DamagedRow
     numbers = struct.unpack(f">{had}d", row)
     if not all(map(math.isfinite, numbers)):
         raise DamagedRow
     at = 2
     for _ in range(limits):
-        if at + 5 > had or min(numbers[at : at + 4]) < 0:
+        if at + 5 > had or min(numbers[at : at + 5]) < 0:
             raise DamagedRow
         size = numbers[at + 4]
         at += 5
         if size:  # most have no entries
             end = at + 3 * size
-            if size < 0 or size % 1 or end > had or min(numbers[at + 2 : int(end) : 3]) < 0:
+            if size % 1 or end > had or min(numbers[at + 2 : int(end) : 3]) < 0:
                 raise DamagedRow
             at = int(end)
     count, width = numbers[at] if at < had else -1.0, bookings.AMOUNTS + limits
