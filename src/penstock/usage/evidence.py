@@ -154,14 +154,15 @@ def evidence_of(
     first = minutes[0].at if minutes else (since or 0.0)
     last = minutes[-1].at + 60 if minutes else first
     days = tuple(_days(history, subject, minutes, zone, since, until))
+    requests, tokens = _spreads(minutes)
     return Evidence(
         subject=subject,
         since=first,
         until=last,
         totals=history.totals(since, until, subject=subject),
         minutes=minutes,
-        requests=Spread.of(minute.requests for minute in minutes),
-        tokens=Spread.of(minute.tokens for minute in minutes),
+        requests=requests,
+        tokens=tokens,
         limits=known,
         near=tuple(
             _near(unit, limit, minutes) for unit, kinds in sorted(known.items()) for limit in kinds if unit in _COUNTED
@@ -172,6 +173,16 @@ def evidence_of(
         hour=_hour(known, price),
         dropped=history.dropped(since, until),
     )
+
+
+def _spreads(minutes: Sequence[Minute]) -> tuple[Spread, Spread]:
+    """Of the requests and of the tokens in these minutes."""
+    return Spread.of(minute.requests for minute in minutes), Spread.of(minute.tokens for minute in minutes)
+
+
+def at_most(limits: Mapping[str, Sequence[Rate]], unit: str) -> float | None:
+    """Units a minute that the tightest limit of a unit allows; None: no limit is known."""
+    return min((60 * limit.amount / limit.per for limit in limits.get(unit, ())), default=None)
 
 
 def _near(unit: str, limit: Rate, minutes: Sequence[Minute]) -> NearLimit:
@@ -209,12 +220,7 @@ def _days(
         day -= timedelta(days=1)
     for one, begin, end in reversed(wanted):
         mine = [minute for minute in minutes if begin - 60 < minute.at < end]
-        yield Day(
-            one,
-            history.totals(begin, end, subject=subject),
-            Spread.of(minute.requests for minute in mine),
-            Spread.of(minute.tokens for minute in mine),
-        )
+        yield Day(one, history.totals(begin, end, subject=subject), *_spreads(mine))
 
 
 def _projections(
@@ -228,21 +234,15 @@ def _projections(
     if not minutes or (growth is None and is_short):
         return
     half = BUSINESS_DAYS // 2
-    for unit, of_day, spread in (
-        ("requests", lambda day: day.totals.requests, Spread.of(minute.requests for minute in minutes)),
-        ("tokens", lambda day: day.totals.tokens, Spread.of(minute.tokens for minute in minutes)),
-    ):
-        before, after = sum(map(of_day, days[:half])), sum(map(of_day, days[half:]))
+    for unit, spread in zip(_COUNTED, _spreads(minutes), strict=True):
+        used = [getattr(day.totals, unit) for day in days]
+        before, after = sum(used[:half]), sum(used[half:])
         weekly = growth if growth is not None else after / before if before > 0 and after > 0 else None
         if weekly is None or spread.most <= 0:
             continue
-        at_most = min((60 * limit.amount / limit.per for limit in limits.get(unit, ())), default=None)
-        yield Projection(
-            unit,
-            weekly,
-            tuple((weeks, spread.most * weekly**weeks) for weeks in AHEAD),
-            None if at_most is None else _weeks_until(spread.most, at_most, weekly),
-        )
+        most = at_most(limits, unit)
+        peaks = tuple((weeks, spread.most * weekly**weeks) for weeks in AHEAD)
+        yield Projection(unit, weekly, peaks, None if most is None else _weeks_until(spread.most, most, weekly))
 
 
 def _weeks_until(peak: float, limit: float, weekly: float) -> float:
@@ -252,10 +252,10 @@ def _weeks_until(peak: float, limit: float, weekly: float) -> float:
 
 
 def _hour(limits: Mapping[str, Sequence[Rate]], price: Price | None) -> tuple[float, float] | None:
-    at_most = min((60 * limit.amount / limit.per for limit in limits.get("tokens", ())), default=None)
-    if at_most is None or price is None:
+    most = at_most(limits, "tokens")
+    if most is None or price is None:
         return None
-    return hour_at_most(at_most, price.input), hour_at_most(at_most, price.output or price.input)
+    return hour_at_most(most, price.input), hour_at_most(most, price.output or price.input)
 
 
 def hour_at_most(tokens_a_minute: float, dollars_a_token: float) -> float:

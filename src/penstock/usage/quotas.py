@@ -19,7 +19,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 from anyio import to_thread
 
@@ -165,21 +165,18 @@ class Quotas:
                 self._users.move_to_end(user)
                 return known
             caps, changes_at = self._caps_of(user, known, now, anew=anew)
-            if known is None or known.caps != caps:
+            if known is not None and known.caps == caps:
+                limiter = known.limiter
+            else:
                 limits = limits_of(caps, {*UNITS, *caps})
-                if known is None or not known.has_units_of(limits):
-                    limiter = Limiter(
-                        limits, name=self._records.used_name(user), store=self.store, on_event=self._on_event
-                    )
+                if known is None or known.limiter.limits.keys() != limits.keys():
+                    name = self._records.used_name(user)
+                    limiter = Limiter(limits, name=name, store=self.store, on_event=self._on_event)
                 else:  # the store first: it has to know them before the limiter goes by them
                     limiter = known.limiter
                     self._records.agree(user, limits)
                     limiter.reconfigure(limits)
-                known = _User(limiter, caps)
-            else:
-                known = _User(known.limiter, caps)
-            known.read_at, known.changes_at = now, changes_at
-            self._users[user] = known
+            self._users[user] = known = _User(limiter, caps, now, changes_at)
             self._users.move_to_end(user)
             if len(self._users) > _MOST_USERS:  # one came, so one goes
                 self._users.popitem(last=False)
@@ -221,15 +218,15 @@ class Quotas:
         if isinstance(refused, ConfigurationConflict):
             self._settle_conflict(user)
             return None
+        wait = refused.retry_after if isinstance(refused, RateLimited) else math.inf  # by the store's clock
         try:
             known = self._known(user, anew=True)
         except StoreError:
             if self.store.on_outage == "raise":
                 raise
-            return self._refusal_by_share(user, cost, before, refused)
+            return self._refusal_by_share(user, cost, wait)
         if known.caps != before.caps:
             return None
-        wait = refused.retry_after if isinstance(refused, RateLimited) else math.inf  # by the store's clock
         found = [
             QuotaExceeded.of(quota, cost.get(quota.unit, least(quota.unit)), clock.wall(), wait)
             for quota in self._quotas_of(user, self._records.user(user))
@@ -237,11 +234,8 @@ class Quotas:
         beyond = [error for error in found if error.missing > 1e-12 * error.limit]
         return max(beyond, key=lambda error: (error.asked > error.limit, error.resets_at), default=None)
 
-    def _refusal_by_share(
-        self, user: str, cost: Mapping[str, float], known: _User, refused: RateLimited | Unsatisfiable
-    ) -> QuotaExceeded:
+    def _refusal_by_share(self, user: str, cost: Mapping[str, float], wait: float) -> QuotaExceeded:
         """The same where the store does not answer: this process has used up its share of the user's caps."""
-        wait = refused.retry_after if isinstance(refused, RateLimited) else math.inf
         asked = {one: cost.get(one.unit, least(one.unit)) for one in self.last(user)}
         tightest = max(asked, key=lambda one: (one.used + asked[one]) / (one.limit or 1e-9))
         error = QuotaExceeded.of(tightest, asked[tightest], clock.wall(), wait)
@@ -414,23 +408,17 @@ class Quotas:
         return quotas
 
 
-class _User:
-    """The limiter of a user, and until when its caps are known to hold."""
+class _User(NamedTuple):
+    """The limiter of a user, with the caps that hold from the moment when they were read until they change."""
 
-    __slots__ = ("caps", "changes_at", "limiter", "read_at")
-
-    def __init__(self, limiter: Limiter, caps: Caps) -> None:
-        self.limiter = limiter
-        self.caps = caps
-        self.read_at = -math.inf
-        self.changes_at = math.inf
+    limiter: Limiter
+    caps: Caps
+    read_at: float
+    changes_at: float
 
     def is_fresh(self, now: float) -> bool:
         """Whether the caps need not be read again: also a clock that steps back makes them old."""
         return 0 <= now - self.read_at < _LOOK_AGAIN and now < self.changes_at
-
-    def has_units_of(self, limits: Mapping[str, Any]) -> bool:
-        return self.limiter.limits.keys() == limits.keys()
 
 
 class _Charge:

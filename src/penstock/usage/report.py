@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from penstock._numbers import number_of
 from penstock._text import visible
 from penstock.limits import Rate
-from penstock.usage.evidence import Day, Evidence, Projection, Spread
+from penstock.usage.evidence import Day, Evidence, Projection, Spread, at_most
 from penstock.usage.words import counted, lasting, moment
 
 
@@ -126,7 +126,7 @@ def _ahead(one: Evidence) -> Iterator[_Block]:
         yield "Too little is recorded to say: it takes ten business days, with something sent in both halves."
     if one.hour is not None and one.price is not None:
         yield _Heading(3, "One hour at the full limit")
-        limit = min(60 * limit.amount / limit.per for limit in one.limits["tokens"])
+        limit = at_most(one.limits, "tokens")
         prices = {"input": one.price.input, "output": one.price.output or one.price.input}
         for (kind, price), dollars in zip(prices.items(), one.hour, strict=True):
             per_thousand = f"${price * 1_000:.6g} per 1,000 tokens"
@@ -249,9 +249,8 @@ def _html_table(table: _Table) -> str:
 
 def _figure(picture: _Picture, tz: str) -> str:
     one, unit = picture.evidence, picture.unit
-    limits = [60 * limit.amount / limit.per for limit in one.limits.get(unit, ())]
     points = [(minute.at, minute.tokens if unit == "tokens" else minute.requests) for minute in one.minutes]
-    picture_of = _chart(picture.title, points, min(limits, default=None), lambda at: moment(at, tz))
+    picture_of = _chart(picture.title, points, at_most(one.limits, unit), lambda at: moment(at, tz))
     return f"<figure>\n<figcaption>{html.escape(picture.title)}</figcaption>\n{picture_of}\n</figure>"
 
 

@@ -89,10 +89,11 @@ class UserRecord:
 
     def asked(self, error: QuotaExceeded, now: float) -> UserRecord:
         """Note that a call beyond a cap wants a review: one that waits, or was refused, is for all of its period."""
-        last = self._last_of(_cap_of(error), now)
+        review = _review_of(error, now)
+        last = self._last_of(review.cap, now)
         if last is not None and last.state != "approved":
             return self._with(replace(last, asked=error.missing, calls=last.calls + 1), instead_of=last)
-        return self._with(_review_of(error, now))
+        return self._with(review)
 
     def decided_at_once(self, error: QuotaExceeded, allowed: float, by: str, now: float) -> UserRecord:
         """Note what a function said of a call: so many units more, 0: none. Decisions alike are one review."""
@@ -145,10 +146,6 @@ class UserRecord:
         live = {cap: extra for cap, extra in self.extra.items() if now < extra.until}
         more = live[review.cap].units if review.cap in live else 0.0
         return replace(self, extra={**live, review.cap: Extra(more + units, review.until)})
-
-
-def _cap_of(error: QuotaExceeded) -> CapKey:
-    return CapKey(error.unit, error.period, error.tz)
 
 
 def _review_of(error: QuotaExceeded, now: float) -> Review:
