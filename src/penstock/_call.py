@@ -27,6 +27,7 @@ from penstock._text import repr_of, visible
 from penstock._user_errors import add_notes
 from penstock._validation import RESERVED, merge_given
 from penstock.errors import CostError
+from penstock.limits import show_limits
 from penstock.permit import EnteredPermit, Permit
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -298,7 +299,7 @@ def show_call(limiter: str, cost: Mapping[str, Any], options: Mapping[str, Any])
 
 
 def show_limiter(info: LimiterInfo, units: Mapping[str, Any]) -> str:
-    text = ", ".join(f"{unit}={' and '.join(str(state.limit) for state in states)}" for unit, states in units.items())
+    text = show_limits({unit: [state.limit for state in states] for unit, states in units.items()})
     return f"Limiter({visible(info.name) + ': ' if info.name else ''}{text})"
 
 

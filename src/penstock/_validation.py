@@ -84,6 +84,13 @@ def read_limits(given: Mapping[str, Any], *, by_keyword: bool = True) -> dict[st
     return limits
 
 
+def given_limits(mapping: Any, named: Mapping[str, Any]) -> dict[str, tuple[Limit, ...]]:
+    """Limits given as a mapping and as keywords, read; in the mapping units may be called as keywords are."""
+    limits = read_limits(merge_given("limits", mapping, {}), by_keyword=False) | read_limits(named)
+    merge_given("limits", mapping, named)  # is one given twice?
+    return limits
+
+
 def check_options(
     name: Any, max_queue: Any, ageing: Any, flow_weights: Any, on_event: Any
 ) -> tuple[str | None, float, dict[Hashable, float] | None]:

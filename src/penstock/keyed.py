@@ -25,9 +25,9 @@ from penstock._call import Call, check_functions, decorated, show_call
 from penstock._introspect import name_of, why_not_plain
 from penstock._numbers import Seconds, read_flag
 from penstock._text import repr_of, text_of, visible, without_braces
-from penstock._validation import LimitLike, check_findable, check_options, merge_given, read_limits
+from penstock._validation import LimitLike, check_findable, check_options, given_limits, merge_given, read_limits
 from penstock.limiter import Limiter, key_limiters
-from penstock.limits import Limit
+from penstock.limits import Limit, show_limits
 
 if TYPE_CHECKING:
     from penstock.stores.contract import Store
@@ -82,10 +82,7 @@ class Keyed:
             raise ValueError("Keyed needs either limits, or one function of the key that returns them")
         if limits_of is not None and (why := why_not_plain(limits_of)):
             raise ValueError(f"Keyed({name_of(limits_of)}): {why}")
-        fixed = {
-            **read_limits(merge_given("limits", None if limits_of else limits, {}), by_keyword=False),
-            **read_limits(more_limits),
-        }
+        fixed = given_limits(None if limits_of else limits, more_limits)
         if limits_of is None and not fixed:
             raise ValueError("Keyed needs either limits, or one function of the key that returns them")
         name, seconds, weights = check_options(name, max_queue, ageing, flow_weights, on_event)
@@ -305,9 +302,7 @@ class _SharedKeys:
 
 
 def _shown(limits: Mapping[str, tuple[Limit, ...]] | None, limits_of: Callable[[Any], LimitsLike] | None) -> str:
-    if limits_of is not None:
-        return name_of(limits_of)
-    return ", ".join(f"{unit}={' and '.join(map(str, kinds))}" for unit, kinds in (limits or {}).items())
+    return show_limits(limits or {}) if limits_of is None else name_of(limits_of)
 
 
 def _limits_for(limits_of: Callable[[Any], LimitsLike], key: Hashable) -> dict[str, tuple[Limit, ...]]:

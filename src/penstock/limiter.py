@@ -40,6 +40,7 @@ from penstock._validation import (
     check_options,
     exact_costs,
     exact_heard,
+    given_limits,
     is_plain,
     merge_given,
     read_flow,
@@ -134,11 +135,7 @@ class Limiter:
         **more_limits: Limits,
     ) -> None:
         name, seconds, weights = check_options(name, max_queue, ageing, flow_weights, on_event)
-        wanted = {
-            **read_limits(merge_given("limits", limits, {}), by_keyword=False),
-            **read_limits(more_limits),
-        }
-        merge_given("limits", limits, more_limits)
+        wanted = given_limits(limits, more_limits)
         if not wanted:
             raise ValueError("a limiter needs at least one limit, for example Limiter(requests=per_minute(60))")
         info = LimiterInfo(name, max_queue, on_event, enforce=read_flag("enforce", enforce))

@@ -13,7 +13,7 @@ is in `_core`; to add a kind of your own, see `Limit`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -333,6 +333,11 @@ def in_flight(amount: float, *, ttl: float | timedelta | None = None, default: f
         ValueError: A number is out of its range.
     """
     return InFlight(amount, ttl, default)  # type: ignore[arg-type]  # it becomes a number there
+
+
+def show_limits(limits: Mapping[str, Iterable[object]]) -> str:
+    """Limits per unit, as one writes them."""
+    return ", ".join(f"{unit}={' and '.join(map(str, kinds))}" for unit, kinds in limits.items())
 
 
 _NAMES = {1.0: "s", 60.0: "min", 3600.0: "hour", 86_400.0: "day", 604_800.0: "week"}

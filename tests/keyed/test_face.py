@@ -194,6 +194,7 @@ async def limits_from_a_database(key):
         (Keyed, "Keyed needs either limits, or one function of the key that returns them"),
         (lambda: Keyed(lambda key: {}, requests=per_minute(5)), "Keyed needs either limits, or one function"),
         (lambda: Keyed(requests=5), "requests needs a limit"),
+        (lambda: Keyed({"requests": "1/s"}, requests="2/s"), "requests is given twice"),
         (lambda: Keyed(requests=per_minute(5), ageing=0), "ageing"),
         (lambda: Keyed(lambda key: {}, max_queue=-1), "max_queue"),
         (lambda: Keyed(limits_from_a_database), "limits_from_a_database.*it is called and not awaited"),

@@ -243,17 +243,7 @@ class Request(Waiter):
     """
 
     __slots__ = (
-        "cost",
-        "deadline",
-        "error",
-        "granted_at",
-        "home",
-        "info",
-        "max_wait",
-        "parked",
-        "parker",
-        "queue",
-        "time_left",
+        "cost", "deadline", "error", "granted_at", "home", "info", "max_wait", "parked", "parker", "queue", "time_left",
         "waking",
     )  # fmt: skip
 

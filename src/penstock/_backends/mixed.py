@@ -99,9 +99,8 @@ class MixedBackend:
         return self.local.waiting + self.shared.waiting
 
     def plan(self) -> ChargePlan:
-        if self._plan.version != sum([limit_set.version for limit_set in self.local.sets]) + sum(
-            [limit_set.version for limit_set in self.shared.sets]
-        ):
+        sets: tuple[Any, ...] = self.limit_sets
+        if self._plan.version != sum([limit_set.version for limit_set in sets]):
             self._plan = self._new_plan()
             self._clearance = Clearance()
         return self._plan

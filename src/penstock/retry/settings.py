@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any, cast
 
 from penstock._chance import CHANCE
@@ -76,25 +76,15 @@ class RetrySettings:
             f"backoff={repr_of(self.backoff)}",
         ]
         shown += [
-            f"{name}={name_of(value) if callable(value) else repr(value)}"
-            for name, default in _SHOWN_IF_SET
-            if (value := getattr(self, name)) is not default
+            f"{each.name}={name_of(value) if callable(value) else repr(value)}"
+            for each in fields(self)[len(shown) : -1]  # not `random`
+            if (value := getattr(self, each.name)) is not each.default
         ]
         return f"Retry({', '.join(shown)})"
 
 
 RetrySettings.__init__.__qualname__ = "Retry.__init__"  # which Python's own errors name: an argument that is missing
 show_defaults(RetrySettings.__init__, backoff="exponential()", hint="retry_after", random="SystemRandom().random")
-
-_SHOWN_IF_SET: tuple[tuple[str, object], ...] = (
-    ("budget", None),
-    ("on_result", None),
-    ("hint", retry_after),
-    ("max_hint", None),
-    ("attempt_timeout", None),
-    ("on_event", None),
-    ("nested", False),
-)
 
 
 def _check_parts(backoff: object, budget: object) -> None:

@@ -9,14 +9,12 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from weakref import WeakSet
 
 from penstock._concurrency.shared_state import around_forks
 from penstock.errors import ConfigurationConflict
-
-if TYPE_CHECKING:
-    from penstock.limits import Limit
+from penstock.limits import Limit, show_limits
 
 __all__ = ["MemoryStore"]
 
@@ -61,8 +59,8 @@ class MemoryStore:
         found: _Named | None = self._names.get(name)
         if found is not None and found.users and found.limits() != limits:
             raise ConfigurationConflict(
-                f'two limiters are named "{name}" but have different limits: {_show(found.limits())} there, '
-                f"{_show(limits)} here. Use one name for one set of limits, or reconfigure() the first"
+                f'two limiters are named "{name}" but have different limits: {show_limits(found.limits())} there, '
+                f"{show_limits(limits)} here. Use one name for one set of limits, or reconfigure() the first"
             )
         return found
 
@@ -106,10 +104,6 @@ class MemoryStore:
             "a MemoryStore lives in one process and cannot be copied or pickled: "
             "make a limiter in each process, or let them share one through a SQLiteStore or RedisStore"
         )
-
-
-def _show(limits: Mapping[str, tuple[Limit, ...]]) -> str:
-    return ", ".join(f"{unit}={' and '.join(map(str, kinds))}" for unit, kinds in limits.items())
 
 
 # If another thread held the lock at the moment of the fork, it would stay held in the child.

@@ -73,8 +73,7 @@ def _whole(amount: float) -> int:
     return min(_MOST, math.floor(amount * (1 + 1e-12) + 1e-9))
 
 
-def _refusal(quotas: Quotas, error: QuotaExceeded) -> dict[str, str]:
-    """The headers of an answer 429."""
+def _headers_of_429(quotas: Quotas, error: QuotaExceeded) -> dict[str, str]:
     headers = _headers_now(quotas, error.user)
     if error.retry_after < math.inf:
         headers["retry-after"] = f"{max(1, math.ceil(error.retry_after))}"
@@ -155,7 +154,7 @@ async def _refuse(send: Send, error: QuotaExceeded, quotas: Quotas, with_body: b
         "detail": str(error),
         "violated-policies": [name for name, one in known.items() if (one.unit, one.period, one.tz) == cap],
     }
-    await _say_no(send, 429, problem, _refusal(quotas, error), with_body)
+    await _say_no(send, 429, problem, _headers_of_429(quotas, error), with_body)
 
 
 async def _say_no(
@@ -207,7 +206,7 @@ def quota_dependency(
         try:
             permit = await quotas.acquire(name, await _cost(cost, request))
         except QuotaExceeded as error:
-            raise HTTPException(429, str(error), _refusal(quotas, error)) from error
+            raise HTTPException(429, str(error), _headers_of_429(quotas, error)) from error
         for header, value in _headers_now(quotas, name).items():
             response.headers.append(header, value)  # of another cap there may be some already
         return permit
