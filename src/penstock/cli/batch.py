@@ -7,6 +7,7 @@ from contextlib import closing
 
 import anyio
 
+from penstock._numbers import number_of
 from penstock.cli.outcome import Outcome, client_of
 from penstock.cli.run_options import RunOptions
 from penstock.runner.batch.http import BatchHttp
@@ -41,8 +42,9 @@ def run_batches(
         Fault: The environment names a proxy or a certificate that cannot be used.
     """
     with closing(BatchJournal(batches_of(results.out_path), overwrite=options.overwrite)) as journal:
-        if journal.forgotten:
-            tell(f"batches of an earlier run go on at the service, and are forgotten: {', '.join(journal.forgotten)}")
+        for part in journal.forgotten:
+            batch = f"{part.batch} goes on at" if part.batch else "without a known name may have been created by"
+            tell(f"a batch of {number_of(len(part), 'row')} {batch} the service, and is forgotten by --overwrite")
         run = BatchRun(
             lines, results, settings, client_of(BatchHttp, server), journal, queue_tokens=options.queue_tokens,
             poll=options.poll, changed=options.changed, cancel=options.cancel, say=tell,

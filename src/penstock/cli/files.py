@@ -228,7 +228,7 @@ def refuse_live_batches(out: Path) -> None:
         return
     journal = BatchJournal(path)
     journal.close()
-    live = [part for part in journal.parts.values() if part.batch or part.creating]
+    live = [part for part in journal.parts.values() if part.may_exist]
     if live:
         rows, batches = number_of(sum(map(len, live)), "row is", "rows are"), number_of(len(live), "batch", "batches")
         raise Fault(

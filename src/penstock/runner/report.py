@@ -114,7 +114,7 @@ def _batches(summary: Mapping[str, Any]) -> Iterator[str]:
         return
     rows = [
         [
-            one["id"],
+            one["id"] or "",
             one["model"],
             one["status"],
             *(one.get(name, "") for name in ("rows", "answered", "failed", "again")),

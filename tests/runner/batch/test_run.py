@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from types import SimpleNamespace
 
 import anyio
@@ -440,6 +440,30 @@ async def test_an_interrupted_run_leaves_its_batches_and_says_so(virtual_time, t
         await made.run()
         check_all_answered(made, rows)
     assert len(service.library.batches) == 1
+
+
+async def test_a_run_that_ends_before_it_hears_of_its_batch_says_that_there_may_be_one(virtual_time, tmp_path):
+    """The service has created the batch, and its answer is on the way when the run is interrupted."""
+
+    class Slow(Service):
+        async def request(self, method, path, *body):
+            reply = await super().request(method, path, *body)
+            if (method, path) == ("POST", "/v1/batches"):
+                await anyio.sleep(60)
+            return reply
+
+    service, rows = Slow(), [chat(n) for n in range(5)]
+    with prepared(tmp_path, rows, service) as made:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(soon, 30, lambda: made.run.stop("interrupted", "interrupted"))
+            await made.run()
+        summary = batch_summary(made.run.counts, made.run.ended, made.run.parts, stopped=made.run.stopped)
+    assert len(service.library.batches) == 1
+    assert summary["under_way"] == [{"id": None, "model": "m", "rows": 5, "status": "unknown"}]
+    said = "1 batch with 5 rows may have been created unheard; the same command looks for it"
+    assert batch_sentences(summary)[-1] == said
+    with closing(BatchJournal(batches_of(tmp_path / "out.jsonl"), overwrite=True)) as journal:
+        assert [len(part) for part in journal.forgotten] == [5]
 
 
 async def test_a_cancelled_batch_ends_the_run_with_what_is_done(virtual_time, tmp_path):

@@ -116,6 +116,11 @@ class Part:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def may_exist(self) -> bool:
+        """Whether the service has its batch, or may have it."""
+        return self.batch is not None or self.creating
+
     def waited(self) -> dict[int, int]:
         """Names of the rows that are waited for, and their places."""
         return {name: index for index, name in enumerate(self.names) if self.lines[index]}
@@ -310,7 +315,7 @@ class BatchJournal:
     Attributes:
         parts: Those whose answers are not among the results yet, by name.
         rounds: The highest round of any part.
-        forgotten: Batches that were not merged when the journal was begun anew.
+        forgotten: Those whose batches may go on, but were not merged when the journal was begun anew.
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
@@ -322,7 +327,7 @@ class BatchJournal:
         self.path = path
         self.parts: dict[str, Part] = {}
         self.rounds: int = 0
-        self.forgotten: list[str] = []
+        self.forgotten: list[Part] = []
         self._file = Appended(path, "-o", read_again=True)
         try:
             truncate_at_last_line(self._file)
@@ -395,7 +400,7 @@ class BatchJournal:
             for line in _lines(self._file):
                 self._apply(load_json(line))
         if overwrite or not begin:
-            self.forgotten = [part.batch for part in self.parts.values() if part.batch]
+            self.forgotten = [part for part in self.parts.values() if part.may_exist]
             self.parts.clear()
             self._file.truncate(0)
             self._file.append(_HEAD)

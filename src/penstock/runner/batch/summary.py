@@ -73,9 +73,9 @@ def batch_summary(
             for one in ended
         ],
         "under_way": [
-            {"id": part.batch, "model": part.model, "rows": len(part), "status": part.status}
+            {"id": part.batch, "model": part.model, "rows": len(part), "status": part.status or "unknown"}
             for part in parts
-            if part.batch is not None
+            if part.may_exist
         ],
         "stopped": None if stopped is None else asdict(stopped),
     }
@@ -91,11 +91,14 @@ def batch_sentences(summary: Mapping[str, Any]) -> list[str]:
         f"{summary['sent']} {_rows(summary['sent'])} submitted, {summary['retries']} of them again",
         f"{number_of(len(summary['batches']), 'batch', 'batches')} merged in {summary['makespan']:,.0f} s",
     ]
-    if summary["under_way"]:
-        batches = number_of(len(summary["under_way"]), "batch", "batches")
-        rows = number_of(sum(one["rows"] for one in summary["under_way"]), "row")
-        go = "goes" if len(summary["under_way"]) == 1 else "go"
-        lines.append(f"{batches} with {rows} {go} on at the service; the same command merges them")
+    known = [one for one in summary["under_way"] if one["id"] is not None]
+    unheard = [one for one in summary["under_way"] if one["id"] is None]
+    if known:
+        go = "goes" if len(known) == 1 else "go"
+        lines.append(f"{_rows_in(known)} {go} on at the service; the same command merges them")
+    if unheard:
+        it = "it" if len(unheard) == 1 else "them"
+        lines.append(f"{_rows_in(unheard)} may have been created unheard; the same command looks for {it}")
     if summary["possibly_billed_twice"]:
         lines.append(
             f"{summary['possibly_billed_twice']} {_rows(summary['possibly_billed_twice'])} may have been billed twice: "
@@ -104,6 +107,11 @@ def batch_sentences(summary: Mapping[str, Any]) -> list[str]:
     if summary["dollars"] is not None:
         lines.append(f"{show_dollars(summary['dollars'], 4)} for the answers, at the Batch API's prices")
     return lines
+
+
+def _rows_in(batches: Sequence[Mapping[str, Any]]) -> str:
+    rows = number_of(sum(one["rows"] for one in batches), "row")
+    return f"{number_of(len(batches), 'batch', 'batches')} with {rows}"
 
 
 def _rows(count: int) -> str:
