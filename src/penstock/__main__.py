@@ -1,4 +1,4 @@
-"""`python -m penstock`: the command line, for where the script `penstock` is not on PATH."""
+"""`python -m penstock`: the command line, for where the script `penstock` is not on PATH. What it does is in `cli`."""
 
 from __future__ import annotations
 

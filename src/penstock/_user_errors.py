@@ -48,9 +48,8 @@ def check_on(where: str, on: object) -> None:
                 )
         elif isinstance(on, tuple) or not callable(on):
             raise TypeError(
-                f"{where}(on={repr_of(on)}): an exception type, a tuple of them, or a function of the "
-                "exception that returns "
-                "True, False or seconds"
+                f"{where}(on={repr_of(on)}): an exception type, a tuple of them, or a function of the exception that "
+                "returns True, False or seconds"
             )
         else:
             check_plain(where, "on", on)

@@ -1,4 +1,7 @@
-"""`Batcher`: its options, and one call of it; and which errors may be the fault of one item."""
+"""`Batcher`: its options, and one call of it; and which errors may be the fault of one item.
+
+Queues and batches are in `_batch`, the reading of costs is in `_costs`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The cost of an item: all the ways to write it are read into one, and checked against the bounds of a batch."""
+"""The cost of an item: all the ways to write it are read into one, and checked against the bounds of a batch.
+
+Which items go together is decided in `_batch`.
+"""
 
 from __future__ import annotations
 

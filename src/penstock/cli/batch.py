@@ -1,4 +1,4 @@
-"""A run by the Batch API, for the same file, results and exit codes."""
+"""A run by the Batch API, for the same file, results and exit codes. The run itself is in `runner.batch`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Open the files that a command names, and refuse two names for one file."""
+"""Open the files that a command names, and refuse two names for one file.
+
+Reading and writing them is up to `runner`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What both kinds of run have in common: what sends the requests, and what is printed and written at the end."""
+"""What both kinds of run have in common: what sends the requests, and what is printed and written at the end.
+
+The run itself is in `runner`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`penstock plan` and `penstock errors`: what a file would cost in time and money, and which rows failed."""
+"""`penstock plan` and `penstock errors`: what a file would cost in time and money, and which rows failed.
+
+The figures are those of `runner.plan` and `runner.failed`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`penstock quota`: show and change caps per user while programs run."""
+"""`penstock quota`: show and change caps per user while programs run. The caps are those of `usage.Quotas`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`penstock report`: evidence from a ledger for higher limits."""
+"""`penstock report`: evidence from a ledger for higher limits. The figures are those of `usage.evidence`."""
 
 from __future__ import annotations
 

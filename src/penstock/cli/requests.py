@@ -1,4 +1,7 @@
-"""A run that sends each row by itself, shows its progress, and can be interrupted."""
+"""A run that sends each row by itself, shows its progress, and can be interrupted.
+
+The run itself is in `runner.engine`.
+"""
 
 from __future__ import annotations
 

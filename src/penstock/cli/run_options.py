@@ -1,4 +1,4 @@
-"""The options of `penstock run`, each with its help."""
+"""The options of `penstock run`, each with its help. What they lead to is in `running`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Limits that several runs share: `--store`, and the part of the rows that is one run's: `--shard`."""
+"""Limits that several runs share: `--store`, and the part of the rows that is one run's: `--shard`.
+
+The stores themselves are in `stores`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`penstock simulate`, and the embedded server of `penstock run --simulate`."""
+"""`penstock simulate`, and the embedded server of `penstock run --simulate`. The server itself is in `simulator`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`penstock watch`: show a ledger or the limits of a shared store, again and again."""
+"""`penstock watch`: show a ledger or the limits of a shared store, again and again.
+
+`usage.live` reads what is shown.
+"""
 
 from __future__ import annotations
 

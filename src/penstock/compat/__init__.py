@@ -1,1 +1,4 @@
-"""Other libraries' interfaces, over penstock's limiters: to move a program over one import at a time."""
+"""Other libraries' interfaces, over penstock's limiters: to move a program over one import at a time.
+
+One module for each; limiters decide.
+"""

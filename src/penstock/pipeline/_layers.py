@@ -1,4 +1,7 @@
-"""Shared by the layers of a pipeline: which functions they refuse."""
+"""Shared by the layers of a pipeline: which functions they refuse.
+
+The kinds of function are told apart in `_introspect`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`pausing`: one refusal by the server pauses the limiter for all its calls."""
+"""`pausing`: one refusal by the server pauses the limiter for all its calls.
+
+It reads errors and makes no call wait: that is the limiter's part.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Pipeline`: layers around a call, as one decorator."""
+"""`Pipeline`: layers around a call, as one decorator. Each layer of ours is in a file of its own."""
 
 from __future__ import annotations
 

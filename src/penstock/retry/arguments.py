@@ -1,4 +1,7 @@
-"""Arguments that an attempt has used up, so that another attempt would silently send nothing."""
+"""Arguments that an attempt has used up, so that another attempt would silently send nothing.
+
+`call` decides what follows from that.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""One attempt as the user sees it: its number, the error before it, its idempotency key."""
+"""One attempt as the user sees it: its number, the error before it, its idempotency key.
+
+`call` decides whether another follows.
+"""
 
 from __future__ import annotations
 

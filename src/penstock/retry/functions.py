@@ -1,4 +1,7 @@
-"""Retried calls of functions, async and plain: the two forms of one loop over attempts, and of the waits in it."""
+"""Retried calls of functions, async and plain: the two forms of one loop over attempts, and of the waits in it.
+
+`call` decides whether there is another attempt.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Retried async generators: until their first item, and after it only with `resume`."""
+"""Retried async generators: until their first item, and after it only with `resume`.
+
+`call` decides whether there is another attempt.
+"""
 
 from __future__ import annotations
 

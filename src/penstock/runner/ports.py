@@ -1,4 +1,7 @@
-"""What a run reads from and writes to, whatever that is: files for the command line, Python objects for a program."""
+"""What a run reads from and writes to, whatever that is: files for the command line, Python objects for a program.
+
+Those themselves are in `output` and `library`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The live picture of a run in a terminal, redrawn in place, over its whole width."""
+"""The live picture of a run in a terminal, redrawn in place, over its whole width. `progress` decides what is shown."""
 
 from __future__ import annotations
 

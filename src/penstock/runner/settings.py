@@ -1,4 +1,4 @@
-"""How a run is to go, and why it ended."""
+"""How a run is to go, and why it ended. They are acted on in `engine` and `batch.run`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The answers of endpoints, at once or in a batch, if no limit refuses and no fault is asked for."""
+"""The answers of endpoints, at once or in a batch, if no limit refuses and no fault is asked for.
+
+What they say is in `_replies` and `_media`.
+"""
 
 from __future__ import annotations
 

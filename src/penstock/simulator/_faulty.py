@@ -1,4 +1,7 @@
-"""Answers that go wrong on purpose, after their request was admitted and charged."""
+"""Answers that go wrong on purpose, after their request was admitted and charged.
+
+Which request gets one is decided in `_account`.
+"""
 
 from __future__ import annotations
 

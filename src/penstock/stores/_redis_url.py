@@ -1,4 +1,7 @@
-"""The URL of a Redis server: taken apart, shown without secrets, and as it travels to other processes."""
+"""The URL of a Redis server: taken apart, shown without secrets, and as it travels to other processes.
+
+Connections are made in `_redis_server`.
+"""
 
 from __future__ import annotations
 

@@ -156,8 +156,7 @@ def _plain(unit: str, limit: Limit) -> list[Any]:
         return ["in flight", _units(limit.amount), None if limit.ttl is None else float(limit.ttl)]
     raise ValueError(
         f"{unit}: a shared store cannot count {repr_of(limit)}, whose meter lives in one process. Use a Rate, "
-        "calendar(), "
-        "sliding() or in_flight(), or keep this limiter in memory"
+        "calendar(), sliding() or in_flight(), or keep this limiter in memory"
     )
 
 

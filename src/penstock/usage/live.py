@@ -1,4 +1,7 @@
-"""A look at this moment: the last minutes in a ledger, and how full the limits in a shared store are."""
+"""A look at this moment: the last minutes in a ledger, and how full the limits in a shared store are.
+
+Drawing it is up to its caller.
+"""
 
 from __future__ import annotations
 

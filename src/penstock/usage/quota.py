@@ -1,4 +1,7 @@
-"""One cap of one user, and the error of a call beyond it."""
+"""One cap of one user, and the error of a call beyond it.
+
+Whether a call is beyond it, the limiter of the user decides: see `quotas`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Evidence as a document: Markdown, CSV, or one HTML file that asks for nothing else."""
+"""Evidence as a document: Markdown, CSV, or one HTML file that asks for nothing else.
+
+The figures are those of `evidence`.
+"""
 
 from __future__ import annotations
 

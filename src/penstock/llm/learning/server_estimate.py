@@ -1,6 +1,6 @@
 """One limit of a server, as its answers tell it: what there is now, how it comes back, and how the server counts.
 
-Pure arithmetic; see `discovery` for why it is done this way.
+Pure arithmetic. `returns` has the ways in which limits refill; `discovery` says why it is done this way.
 """
 
 from __future__ import annotations

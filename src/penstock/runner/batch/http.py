@@ -1,4 +1,7 @@
-"""Files and batches over HTTP: bodies and answers of any size, for as long as bytes come."""
+"""Files and batches over HTTP: bodies and answers of any size, for as long as bytes come.
+
+What is asked and answered is in `api`.
+"""
 
 from __future__ import annotations
 
