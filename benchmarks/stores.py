@@ -8,22 +8,29 @@ algorithms: each library is asked for one grant at a time, the way its users ask
 at the same moment into one call. "evalsha" is redis-py sending penstock's own script once per grant. penstock, evalsha,
 limits and throttled decide two limits (limits and throttled one after another, which is two calls and no transaction),
 pyrate one. "floor" is what no thread beside an event loop can pass: each grant is a bare future, and a thread sends the
-script once for all that wait; it knows no limiter, no queue, no permit and no fault. "one core" is a process whose
-threads share a core, so that what one of them has written need not move to the cache of another. Calls are counted
-where they leave: what a client writes to its socket, or a transaction. The servers are started here, on free ports;
-`PENSTOCK_TEST_REDIS_URL` names another.
+script once for all that wait; it knows no limiter, no queue, no permit and no fault. "floor-loop" is the same without
+the thread: the loop itself sends and reads. "one core" is a process whose threads share a core, so that what one of
+them has written need not move to the cache of another. Calls are counted where they leave: what a client writes to its
+socket, or a transaction. The servers are started here, on free ports; `PENSTOCK_TEST_REDIS_URL` names another.
 
-Why Valkey stays below 8 evalsha on most machines: that leaves 5.9 µs for a grant. With 50 tasks the loop takes 3.3 µs
-of CPU for one (the floor 1.5) and the dispatcher's thread 1.8 (the floor 0.8), in turns, as one of them has the
-interpreter; the server takes 0.5. That is 5.6, and to it comes what no CPU time shows: four threads are woken one after
-the other, once a batch. Of the loop's 3.3, asyncio takes 0.9 for a task that awaits a bare future; 0.3 is the coroutine
-of `async with`, 0.4 finding the loop and making the future, 0.3 the request, 0.3 the call and its way to the inbox, 0.2
-the permit; the rest is the loop's own wake-up. Of the dispatcher's 92 µs for a batch, 55 do not depend on its size, so
-500 tasks (128 a batch) take 1.2 of it for a grant, and batches of half the size, of which one is decided while the
-other runs, are slower by three tenths. Sockets without time-outs of Python's, garbage that is left alone, and a call of
-the dispatcher in the very round that wakes the tasks change nothing. To remember which loop ran last would save a
-system call for each grant on Python 3.11, 6 % of the CPU, and would take the wrong one where a program runs a loop
-inside another.
+Why Valkey stays below 8 evalsha (6.6 on the quiet machine of RESULTS.md): that leaves 5.9 µs for a grant. With 50 tasks
+the loop takes 3.4 µs of CPU for one (the floor 1.4) and the dispatcher's thread 1.8 (the floor 0.7), in turns, as one
+of them has the interpreter; the server takes 0.5. That is 5.7, and to it comes what no CPU time shows: four threads are
+woken one after the other, once a batch. In CPU time of its process a grant costs 5.3 µs where the threads share a core,
+and evalsha's 44, which is 8.3 times as much; 7 to 8 µs where they do not, on a busy machine. The floors show what the
+thread itself costs: a grant takes 2.1 µs of CPU where the threads share a core, 2.7 to 4.7 where they do not, and
+without a thread 1.6. So to reach 8 the loop would have to ask the store by itself: nothing that is left to spare is
+large. A turn of the dispatcher for 50 takes 42 µs beside the way to the server and back; there redis-py adds 4 to a
+bare socket.
+
+Of the loop's 3.4, asyncio takes 0.9 for a task that awaits a bare future; 0.3 is the coroutine of `async with`, 0.4
+finding the loop and making the future, 0.3 the request, 0.3 the call and its way to the inbox, 0.2 the permit; the rest
+is the loop's own wake-up. Of the dispatcher's 92 µs for a batch, 55 do not depend on its size, so 500 tasks (128 a
+batch) take 1.2 of it for a grant, and batches of half the size, of which one is decided while the other runs, are
+slower by three tenths. Sockets without time-outs of Python's and garbage that is left alone change nothing; a call of
+the dispatcher in the very round that wakes the tasks saves 1 %, less than the noise. To remember which loop ran last
+would save a system call for each grant on Python 3.11, 6 % of the CPU, and would take the wrong one where a program
+runs a loop inside another.
 """
 
 from __future__ import annotations
@@ -61,6 +68,7 @@ ROWS = (
     "valkey",
     "redis",
     "floor",
+    "floor-loop",
     "floor-sqlite",
     "evalsha",
     "limits",
@@ -151,52 +159,39 @@ def evalsha(where):
     """The same script, one grant a call, by redis-py's asyncio client with a pool of connections."""
     import redis.asyncio
 
+    client = redis.asyncio.Redis.from_url(where["valkey"], max_connections=600)
+    script, command = raw_command()
+    loaded = False
+
+    async def grant():
+        nonlocal loaded
+        if not loaded:
+            await client.script_load(script)
+            loaded = True
+        await client.execute_command(*command(1))
+
+    return grant, None, None
+
+
+def raw_command():
+    """The text of the script, and a function of how many grants to ask for that returns the words of a command."""
     from penstock._core import operations as codes
     from penstock.limits import per_second
     from penstock.stores.contract import Terms
     from penstock.stores.redis import DECIDE, _Script
 
-    client = redis.asyncio.Redis.from_url(where["valkey"], max_connections=600)
     script = _Script(*DECIDE)
-    limits = {"requests": (per_second(PLENTY),), "tokens": (per_second(PLENTY),)}
-    terms = Terms("raw", limits, 60.0)
-    number, calls = itertools.count(1), itertools.count()
-    kinds = [number_ for kind in terms.numbers(0.0) for number_ in kind]
-    sha = None
+    terms = Terms("raw", {"requests": (per_second(PLENTY),), "tokens": (per_second(PLENTY),)}, 60.0)
+    owner, batches = float(os.getpid()), itertools.count(1)
+    kinds = [number for kind in terms.numbers(0.0) for number in kind]
+    flow = [codes.FLOW, owner, 0.0, 1.0, 0.0, 0.0]
 
-    async def grant():
-        nonlocal sha
-        if sha is None:
-            sha = await client.script_load(script.text)
-        words = [
-            0.0,
-            float(os.getpid()),
-            float(next(number)),
-            0.0,
-            1.0,
-            2.0,
-            *kinds,
-            codes.FLOW,
-            float(os.getpid()),
-            0.0,
-            1.0,
-            0.0,
-            0.0,
-            codes.SERIES,
-            0.0,
-            1.0,
-            2.0,
-            1.0,
-            0.0,
-            1.0,
-            1.0,
-            1.0,
-            5.0,
-        ]
-        next(calls)
-        await client.evalsha(sha, 2, "{raw}t", "{raw}r", struct.pack(f">{len(words)}d", *words), terms.text)
+    def command(many):
+        words = [0.0, owner, float(next(batches)), 0.0, 1.0, 2.0, *kinds, *flow]
+        words += [codes.SERIES, 0.0, 1.0, 2.0, 1.0, 0.0, 1.0, float(many), 1.0, 5.0]
+        return "EVALSHA", script.sha, 2, "{raw}t", "{raw}r", struct.pack(f">{len(words)}d", *words), terms.text
 
-    return grant, None, None
+    return script.text, command
 
 
 def floor(where):
@@ -206,8 +201,44 @@ def floor(where):
     return futures_over(RedisStore(where["valkey"], timeout=5))
 
 
+def floor_loop(where):
+    """A bare future per grant, and no thread: the loop itself sends the script once for all that wait, and reads."""
+    import redis
+
+    client = redis.Redis.from_url(where["valkey"], single_connection_client=True)
+    script, command = raw_command()
+    client.script_load(script)
+    loop = asyncio.get_running_loop()
+    waiting, asked = [], []
+
+    def send():
+        if not asked:
+            asked.extend(waiting)
+            waiting.clear()
+            client.connection.send_packed_command(client.connection.pack_command(*command(len(asked))))
+
+    def read():
+        client.connection.read_response()
+        for future in asked:
+            future.set_result(None)
+        asked.clear()
+        if waiting:
+            send()
+
+    loop.add_reader(client.connection._sock, read)
+
+    async def grant():
+        future = loop.create_future()
+        waiting.append(future)
+        if len(waiting) == 1:
+            loop.call_soon(send)
+        await future
+
+    return grant, None, None
+
+
 def floor_sqlite(where):
-    """The same over a file."""
+    """The same with a thread, over a file."""
     from penstock.stores import SQLiteStore
 
     return futures_over(SQLiteStore(where["file"]))
@@ -473,16 +504,8 @@ def speed_and_latency(options, where):
 
 def against_the_design(options, where):
     """The rows of the design for 50 tasks in one process: several rounds, interleaved, and the median ratio of each."""
-    names = (
-        "sqlite",
-        "sqlite-one-core",
-        "floor-sqlite",
-        "valkey",
-        "valkey-one-core",
-        "floor",
-        "evalsha",
-        *PEERS,
-    )
+    names = ("sqlite", "sqlite-one-core", "floor-sqlite", "valkey", "valkey-one-core", "floor", "floor-loop", "evalsha")
+    names += PEERS
     rounds = []
     for _ in range(options.rounds):
         got = {name: measure(name, where, 50, 1, options.seconds) for name in names}
@@ -506,8 +529,8 @@ def against_the_design(options, where):
     reached(f"Valkey / best peer ({best})", statistics.median(one["valkey"] / one[best] for one in rounds), 12)
     reached("Valkey / evalsha", statistics.median(one["valkey"] / one["evalsha"] for one in rounds), 8)
     reached("SQLite, grants/s", statistics.median(one["sqlite"] for one in rounds), 120_000)
-    of_floor = [statistics.median(one[name] / one["evalsha"] for one in rounds) for name in ("valkey", "floor")]
-    print(f"- Valkey and its floor, in evalsha: {of_floor[0]:.1f} of {of_floor[1]:.1f}")
+    for name in ("valkey-one-core", "floor", "floor-loop"):
+        print(f"- {name} / evalsha: {statistics.median(one[name] / one['evalsha'] for one in rounds):.1f}")
     print()
 
 
