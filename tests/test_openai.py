@@ -166,6 +166,21 @@ def test_what_is_no_client_of_an_sdk_is_refused_with_what_is_needed(thing):
         penstock.openai.limit_client(thing)
 
 
+def test_what_changes_while_it_is_looked_at_is_refused_too():
+    """The package `openai` holds objects that load modules when they are asked for their class."""
+    held = {}
+
+    class Lazy:
+        @property
+        def __class__(self):
+            held[len(held)] = None
+            return Lazy
+
+    held["lazy"] = Lazy()
+    with pytest.raises(TypeError, match="enter a Limiter around its calls"):
+        penstock.openai.limit_client(SimpleNamespace(held=held))
+
+
 def test_importing_the_adapter_needs_no_sdk_and_loads_none():
     code = (
         "import sys, penstock.openai;"

@@ -153,6 +153,13 @@ def test_what_is_about_no_limit_says_nothing():
     assert rate_limit_info(loop) is None
 
 
+def test_an_error_whose_cause_raises_says_what_it_says_itself():
+    class Failed(Exception):  # noqa: N818
+        __cause__ = property(lambda _: 1 / 0)
+
+    assert (rate_limit_info(Failed()), retry_on(Failed())) == (None, False)
+
+
 async def test_a_refusal_can_be_read_as_a_stream(lib):
     """As any answer of a service can."""
     client = limited(lib, Server(lib), Limiter(requests=per_minute(1)), max_wait=0)

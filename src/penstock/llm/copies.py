@@ -139,7 +139,7 @@ def _referred(value: Any, depth: int = 0) -> Iterator[Any]:
     elif type(value) in {list, tuple}:
         inner = value
     elif type(value) is dict:
-        inner = value.values()
+        inner = list(value.values())  # which may change meanwhile
     else:
         yield value
     for each in inner:

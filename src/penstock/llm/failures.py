@@ -501,7 +501,7 @@ def _chain(error: BaseException) -> list[BaseException]:
     link: BaseException | None = error
     while link is not None and all(link is not each for each in links) and len(links) < 20:
         links.append(link)
-        link = link.__cause__
+        link = attribute_of(link, "__cause__")
     return links
 
 

@@ -19,6 +19,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from penstock import clock
+from penstock._retry_after import attribute_of
 from penstock.errors import PenstockError, RateLimited, StoreError, Unreachable, Unsatisfiable
 from penstock.limits import Rate
 from penstock.llm import headers as _headers
@@ -110,7 +111,7 @@ def rate_limit_info(error: BaseException) -> RateLimitInfo | None:
         if failure is not None:
             info = info_in(failure.body, failure.text, _text_of(link))
             return info if info.wait is not None else replace(info, wait=_asked(failure))
-        link = link.__cause__
+        link = attribute_of(link, "__cause__")
     return None
 
 
