@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from penstock import Keyed, Limiter, Rate, RateLimited, calendar, clock, in_flight, sliding, testing
+from penstock import Keyed, Limiter, Rate, RateLimited, calendar, clock, in_flight, sliding, testing, unlimited
 from penstock._backends.shared.dispatcher import dispatcher_of
 from penstock._concurrency.parking import here
 from tests.stores.in_virtual_time import Rows, calls, processes
@@ -195,6 +195,7 @@ KINDS = {
     "sliding": sliding(10, 30),
     "calendar": calendar(10, 30),
     "places": in_flight(10),
+    "unlimited": unlimited,
 }
 REPLACED = [
     ("rate", "calendar"),
@@ -206,6 +207,10 @@ REPLACED = [
     ("sliding", "rate", "sliding"),
     ("places", "rate", "places"),
     ("rate", "places", "calendar", "sliding", "rate"),
+    ("unlimited", "rate"),
+    ("unlimited", "places"),
+    ("rate", "unlimited", "rate"),
+    ("unlimited", "calendar", "unlimited", "sliding"),
 ]
 
 

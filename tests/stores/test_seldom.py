@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -18,6 +19,7 @@ from penstock import (
     in_flight,
     per_second,
     sliding,
+    testing,
     unlimited,
 )
 from tests.stores.in_virtual_time import Rows, calls, processes
@@ -96,15 +98,28 @@ def test_calls_that_wait_go_when_their_limit_is_none_any_more(processes):
     assert run(processes, main) == pytest.approx(0.5, abs=0.01)
 
 
-def test_what_was_granted_without_a_limit_is_charged_nothing_when_there_is_one(processes):
-    async def main():
-        limiter = Limiter(requests=unlimited, name="x", store=store_of())
-        permit = await limiter.acquire()
-        limiter.reconfigure(requests=per_second(1e-6, burst=5))
-        permit.settle(requests=3)
-        return await level_of(limiter)
+@pytest.mark.parametrize("beside", [{}, {"tokens": per_second(1, burst=9)}], ids=["alone", "beside another limit"])
+def test_what_was_granted_without_a_limit_is_charged_the_difference_when_there_is_one(processes, beside):
+    """As in memory: it was charged nothing where nothing else was limited, and beside another limit the whole cost."""
 
-    assert run(processes, main) == pytest.approx(5, abs=1e-3)
+    async def levels(limiter, cost):
+        permit = await limiter.acquire(cost)
+        permit.settle(requests=2)
+        found = [permit.cost["requests"]]
+        limiter.reconfigure(requests=per_second(1e-6, burst=5))
+        for requests in (3, 1, 4):
+            permit.settle(requests=requests)
+            found.append(await level_of(limiter))
+        permit.cancel()
+        return [*found, await level_of(limiter)]
+
+    async def over_a_store():
+        return await levels(Limiter(requests=unlimited, name="x", store=store_of(), **beside), cost)
+
+    cost = dict.fromkeys(beside, 1)
+    in_memory = testing.run(levels, Limiter(requests=unlimited, **beside), cost)
+    assert in_memory == pytest.approx([2, 4, 5, 3, 5], abs=1e-3)
+    assert run(processes, over_a_store) == pytest.approx(in_memory, abs=1e-3)
 
 
 def test_of_limits_that_others_count_differently_only_those_that_need_them_hear(processes):
@@ -437,3 +452,47 @@ def test_what_is_said_of_names_that_a_process_does_not_know_costs_it_nothing(pro
         return calls(one.store) - before
 
     assert run(processes, main) == 0
+
+
+@pytest.mark.parametrize("hears", [True, False], ids=["hears", "asks"])
+def test_a_process_without_any_limit_hears_that_another_has_set_one(processes, hears):
+    """It asked the store for nothing, so it never heard."""
+
+    async def main():
+        rows = Rows(hears=hears)
+        one, two = (Limiter(requests=unlimited, name="x", store=rows.store()) for _ in range(2))
+        await one.acquire()
+        await asyncio.sleep(0.1)
+        two.reconfigure(requests=per_second(1e-6, burst=5))
+        await asyncio.sleep(0.1 if hears else 1.1)
+        granted = 0
+        for _ in range(10):
+            with contextlib.suppress(RateLimited):
+                await one.acquire(max_wait=0)
+                granted += 1
+            await later()
+        return granted
+
+    assert run(processes, main) == (5 if hears else 6)  # where it asks, its first call makes it ask
+
+
+def test_no_limit_where_others_count_one_is_a_conflict(processes):
+    """It let all calls through."""
+
+    async def main():
+        rows = Rows(hears=False)
+        one = Limiter(requests=per_second(1), name="x", store=rows.store())
+        await one.acquire()
+        two = Limiter(requests=unlimited, name="x", store=rows.store())
+        await two.acquire()
+        await later()
+        with pytest.raises(ConfigurationConflict, match=r"requests=1/s there, nothing but unlimited here"):
+            await two.acquire()
+        one.reconfigure(requests=unlimited)
+        await asyncio.sleep(2)
+        with pytest.raises(ConfigurationConflict):
+            await two.acquire()
+        await later()
+        await two.acquire()
+
+    run(processes, main)

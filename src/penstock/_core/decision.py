@@ -97,7 +97,8 @@ def reshape(
         now: In microseconds since 1970.
     """
     old, new = read_row(row, now, before), new_row(now, after)
-    new.born = old.born
+    if before:  # else no limit was counted for a while, and nothing is given back of what was charged before
+        new.born = old.born
     new.flows = old.flows
     for index, (limit, source) in enumerate(zip(after, origin, strict=True)):
         if source < 0:

@@ -27,6 +27,10 @@ DIVIDED = (
 """What is wrong with limits that the store cannot decide together, and the way out."""
 
 
+NOTHING = "{}"
+"""The text of terms that count nothing."""
+
+
 class Agreement:
     """Sees to it that the waiters of a name are charged on the limits that all processes have agreed on."""
 
@@ -64,6 +68,24 @@ class Agreement:
                 batch.looks = [look for look in batch.looks if not look.done]
                 batch.leave_unsaid(limit_set)
         return adopted
+
+    def read(self, limit_set: SharedLimitSet, text: str | None, now: float) -> bool:
+        """Hear what others count under a name of which nothing is counted here; return whether ours are theirs now.
+
+        What they count from the beginning is a conflict, and what they have changed since is adopted.
+        """
+        first, limit_set.read = limit_set.read is None and not limit_set.agreed, text or NOTHING
+        limit_set.refusal = None
+        if limit_set.order or limit_set.replaces or limit_set in self._state.changes:
+            return False
+        if text is None or text == limit_set.terms.text:
+            return False
+        theirs = Terms.of_text(limit_set.name, text, limit_set.place_ttl)
+        if first or not theirs.limits.keys() <= limit_set.states.keys() or theirs.lease != limit_set.lease:
+            limit_set.refusal = conflict(limit_set.name, str(theirs), "nothing but unlimited")
+            return False
+        self._adopt(limit_set, theirs, now)
+        return True
 
     def _refuse_if_of(self, request: Any, limit_set: SharedLimitSet, error: Exception) -> None:
         if type(request) is LeaseAsked or request.stage not in {Stage.ASKED, Stage.QUEUED}:

@@ -14,7 +14,7 @@ from typing import Any
 
 from penstock import clock
 from penstock._backends.base import Binding, Charge, Clearance, Grant, LimiterInfo, Snapshot
-from penstock._backends.charges import ChargePlan, of_least_burst
+from penstock._backends.charges import ChargePlan, cost_of, of_least_burst
 from penstock._backends.fast_path import look_closer
 from penstock._backends.held_places import warn_of_orphan
 from penstock._backends.shared.agreement import DIVIDED
@@ -23,17 +23,18 @@ from penstock._backends.shared.limit_set import SharedLimitSet, SharedLimitState
 from penstock._backends.shared.queue import StoreQueue
 from penstock._backends.shared.requests import SharedRequest, Stage, StoreReceipts
 from penstock._backends.shared.scheduler import Scheduler
-from penstock._backends.shared.state import flow_key
+from penstock._backends.shared.state import again, flow_key
 from penstock._backends.shared.wire import BatchInFlight, Command, Look
 from penstock._concurrency.parking import Parker, here, loop_running_here
 from penstock._core import lease as leases
 from penstock._core.bucket import Bucket
 from penstock._core.charging import Charges, ready_at
+from penstock._frozen import FrozenDict
 from penstock._numbers import show_seconds, span
 from penstock._text import repr_of
 from penstock._validation import exact_cost
-from penstock.errors import StoreError, Unsatisfiable, WouldBlockEventLoop
-from penstock.limits import Limit
+from penstock.errors import CostError, StoreError, Unsatisfiable, WouldBlockEventLoop
+from penstock.limits import Limit, Unlimited
 from penstock.stores.contract import Store
 
 _GRANTED = Stage.GRANTED  # to look a member up in an enumeration costs as much as a call on Python 3.11
@@ -43,10 +44,14 @@ MOST = 1e12
 """Units of one call that are counted: a store adds them up in doubles, and refunds need sums that are exact."""
 
 
+READ_EVERY = 1.0
+"""Seconds after which a call of limits that are all `unlimited` lets the store be asked whether others limit them."""
+
+
 class SharedBackend:
     """Decides over one or several limit sets of a store, which share a queue. See `base.Backend`."""
 
-    __slots__ = ("__weakref__", "_clearance", "_plan", "dispatcher", "lease", "sets", "store")
+    __slots__ = ("__weakref__", "_clearance", "_plan", "_unlimited", "dispatcher", "lease", "sets", "store")
 
     request_type = SharedRequest
 
@@ -57,6 +62,7 @@ class SharedBackend:
         spans = [limit_set.lease for limit_set in sets if limit_set.lease is not None]
         self.lease: float | None = min(spans, default=None)
         self._plan = ChargePlan(sets)
+        self._unlimited = self._any_unlimited()
         self._clearance = Clearance()
         for limit_set in sets:
             limit_set.users.add(self)
@@ -66,8 +72,30 @@ class SharedBackend:
         if plan.version != (sets[0].version if len(sets) == 1 else sum([limit_set.version for limit_set in sets])):
             with self.store.lock:
                 plan = self._plan = ChargePlan(sets)
+                self._unlimited = self._any_unlimited()
                 self._clearance = Clearance()
         return plan
+
+    def _any_unlimited(self) -> bool:
+        return any(isinstance(state.limit, Unlimited) for state in self._plan.states)
+
+    def _read_others(self) -> None:
+        """See to it that what other processes count is known where the store is asked nothing."""
+        now = clock.now()
+        for limit_set in self.sets:
+            if not limit_set.order and now >= limit_set.read_at:
+                limit_set.read_at = now + READ_EVERY
+                self.dispatcher.post(
+                    lambda scheduler, _, of=limit_set: scheduler.state.to_read.setdefault(of)  # type: ignore[misc]
+                )
+
+    def _uncounted(self, cost: Mapping[str, float]) -> list[tuple[Any, float]]:
+        """What a call of that cost has of limits that the store does not count: `unlimited` ones."""
+        try:
+            charges: Any = self._plan.charges(cost, enforce=False, unlimited=True)
+        except CostError:  # the limits were changed on the way, and nothing says what it costs now
+            return []
+        return [(state, amount) for state, amount in charges if not state.counted]
 
     def withdraw_clearance(self) -> None:
         """What was bound to the limits so far is out of date, and has to be bound anew."""
@@ -116,7 +144,9 @@ class SharedBackend:
         binding.clearance = self._clearance  # before the limits are looked at: it is withdrawn when they change
         charges = self.charges(cost)
         grant = _grant_free if not charges else _grant_leased if self.lease is not None else look_closer
-        binding.charge = Charge(cost, charges, grant)
+        binding.charge = charge = Charge(cost, charges, grant)
+        if self._unlimited:
+            charge._full_cost = FrozenDict(cost_of((*charges, *self._uncounted(cost))))
         return binding
 
     def current(self, binding: Binding) -> bool:
@@ -126,6 +156,13 @@ class SharedBackend:
 
     def enter(self, request: Any) -> float | None:
         """Hand a request to the dispatcher; WouldBlockEventLoop if it cannot wait for the answer."""
+        if self._unlimited:
+            self._read_others()
+            refusal = next((each.refusal for each in self.sets if each.refusal is not None), None)
+            if refusal is not None:
+                request.error, request.stage = again(refusal), Stage.REFUSED
+                request.info.refused += 1
+                return None
         if not request.charges:  # the limits were changed since it was bound: nothing of it is limited now
             request.granted_at = clock.now()
             request.info.granted += 1
@@ -185,6 +222,14 @@ class SharedBackend:
         request.batch = None  # which would be kept for as long as the permit
         grant.granted_at = request.granted_at
         grant.ended = False
+        if self._unlimited:
+            self._add_uncounted(grant, request.cost)
+
+    def _add_uncounted(self, grant: Grant, cost: Mapping[str, float]) -> None:
+        with self.store.lock:
+            receipts = _receipts_of(grant)
+            receipts.add_uncounted(self._uncounted(cost))
+            grant.charges = receipts.charges
 
     def grant_leased(self, binding: Binding, grant: Grant) -> bool:
         """Charge a call out of leases that this process holds, if they have enough and no request waits for it."""
@@ -202,6 +247,8 @@ class SharedBackend:
             binding.info.granted += 1
             self._lease_more(charges, now)
         grant.of(self, binding.info, charges, StoreReceipts(charges, {}, (), shares), now)
+        if self._unlimited:
+            self._add_uncounted(grant, binding.charge.cost)
         return True
 
     def _lease_more(self, charges: Any, now: float) -> None:
@@ -291,7 +338,10 @@ class SharedBackend:
 
     def _want(self, receipts: StoreReceipts, wanted: dict[SharedLimitState, float]) -> None:
         receipts.wanted = wanted
-        if not receipts.empty:
+        told = not receipts.empty
+        if self._unlimited:
+            told = receipts.settle_uncounted()
+        if told:
             self.dispatcher.post(lambda scheduler, now: scheduler.on_settled(receipts, now))
 
     def postpone(self, grant: Grant, travel: float) -> None:
@@ -505,7 +555,13 @@ def _grant_free(binding: Binding, grant: Grant) -> bool:
     backend: Any = binding.backend
     if not backend.current(binding):
         return False
+    if backend._unlimited:
+        backend._read_others()
+        if any(limit_set.refusal is not None for limit_set in backend.sets):
+            return False
     grant.of(backend, binding.info, (), StoreReceipts((), {}, (), None), clock.now())
+    if backend._unlimited:
+        backend._add_uncounted(grant, binding.charge.cost)
     binding.info.granted += 1
     return True
 

@@ -37,7 +37,7 @@ from penstock._concurrency.shared_state import around_forks, members
 from penstock.errors import PenstockError, StoreError
 from penstock.events import StoreLost, StoreRecovered, emit
 from penstock.limits import Limit
-from penstock.stores.contract import Batch, Reply, Store, Unreachable
+from penstock.stores.contract import Batch, Reply, Row, Store, Unreachable
 
 Message = Callable[[Scheduler, float], None]
 
@@ -212,6 +212,8 @@ class Dispatcher:
             self._wake()
             for limit_set in changes:
                 self._change(limit_set)
+            if self.scheduler.state.to_read:
+                self._read_terms()
             if batch is not None:
                 self._carry(batch)
         except Exception as error:  # noqa: BLE001 - a defect, ours or a store's
@@ -423,6 +425,24 @@ class Dispatcher:
         else:
             limit_set.agreed = True
             self.scheduler.state.change_at = -math.inf
+
+    def _read_terms(self) -> None:
+        """Find out what others count under names of which the store is asked nothing, as all limits are `unlimited`."""
+        with self.lock:
+            state = self.scheduler.state
+            limit_sets, state.to_read = list(state.to_read), {}
+        for limit_set in limit_sets if self.scheduler.outage is None else ():
+            found: list[str | None] = []
+
+            def read(rows: list[Row | None], _: float, found: Any = found) -> list[tuple[Row, float] | None]:
+                found.extend(row and row[0] for row in rows)
+                return [None]
+
+            with contextlib.suppress(Exception), self._io:  # a later call asks again
+                self.store.exchange([limit_set.name], read)
+            with self.lock:
+                for text in found[-1:]:
+                    self.scheduler.on_terms(limit_set, text, clock.now())
 
 
 class _Announced:

@@ -88,6 +88,9 @@ class SharedLimitSet:
         agreed: Whether the store has ever decided by these terms.
         replaces: Whether these limits replace those that the store has, and not only where this process changes them.
         epoch: When its row in the store was born, as that said last.
+        read_at: When the store is asked next what others count under this name, where it is asked nothing else.
+        read: What it said then, as the text of terms; None: it has not been asked.
+        refusal: What is wrong with limits that are all `unlimited`: others count something there.
         confirming: Whether the store is being asked if reservations still hold.
         freed: What was given back since the other processes last heard of it, in seconds of throughput.
         places: Places of this process that must be renewed, per limit.
@@ -97,7 +100,8 @@ class SharedLimitSet:
 
     __slots__ = (
         "__weakref__", "_queue", "agreed", "confirming", "defaults", "epoch", "flow_weights", "freed", "lease", "name",
-        "order", "orphans", "place_ttl", "places", "renew_at", "replaces", "states", "terms", "users", "version",
+        "order", "orphans", "place_ttl", "places", "read", "read_at", "refusal", "renew_at", "replaces", "states",
+        "terms", "users", "version",
     )  # fmt: skip
 
     def __init__(self, name: str, limits: Limits, queue: StoreQueue, place_ttl: float, lease: float | None) -> None:
@@ -111,6 +115,9 @@ class SharedLimitSet:
         self.flow_weights: Mapping[Hashable, float] | None = None
         self.agreed = self.replaces = False
         self.epoch = -1.0
+        self.read_at = -math.inf
+        self.read: str | None = None
+        self.refusal: Exception | None = None
         self.confirming = False
         self.freed = 0.0
         self.places: dict[SharedLimitState, float] = {}
@@ -189,10 +196,11 @@ class SharedLimitSet:
         """Note the position of each limit among the terms, and how it behaves there."""
         states: Any = [state for unit in sorted(self.states) for state in self.states[unit]]
         self.order = [state for state in states if not isinstance(state.limit, Unlimited)]
+        for state in states:
+            state.limit_set = self
         lead = clock.wall() - clock.now()
         for index, (state, numbers) in enumerate(zip(self.order, self.terms.numbers(clock.wall() * 1e6), strict=True)):
             kind, _, _, mode, _ = numbers
-            state.limit_set = self
             state.index = index
             state.held = kind == WINDOW and mode in {TIMED, RENEWED}
             state.renewed = kind == WINDOW and mode == RENEWED

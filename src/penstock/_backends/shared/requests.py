@@ -37,6 +37,9 @@ class Stage(Enum):
 _NEW, _GRANTED, _EVER, _NAN = Stage.NEW, Stage.GRANTED, math.inf, math.nan
 _NO_EPOCHS: Mapping[SharedLimitSet, float] = {}
 
+UNCOUNTED = (0.0, 0.0)
+"""Epoch and receipt of what the store does not count: it gives nothing back for them."""
+
 
 class Booking:
     """The store has told a request when to come again; whichever request of its flow is first then claims it.
@@ -194,6 +197,21 @@ class StoreReceipts:
         """(meter, receipt) of what this process holds: nothing, all of it is the store's."""
         return iter(())
 
+    def add_uncounted(self, charges: Sequence[tuple[SharedLimitState, float]]) -> None:
+        """Note what a grant has of limits that the store does not count: other limits may take over from those."""
+        stored = self.stored()
+        self.charges = (*self.charges, *charges)
+        stored += [_StoredCharge(state, amount, *UNCOUNTED) for state, amount in charges]
+
+    def settle_uncounted(self) -> bool:
+        """Note the true cost on limits that the store does not count; whether it is to be told of others."""
+        told = False
+        for state, missing in self._missing().items():
+            told = told or state.counted
+            if not state.counted:
+                self.stored().append(_StoredCharge(state, missing, *UNCOUNTED))  # or, below 0, what comes back
+        return told
+
     def wants(self) -> dict[SharedLimitState, float]:
         """What is to be charged, per limit."""
         return self.first() if self.wanted is None else dict(self.wanted)
@@ -244,11 +262,8 @@ class StoreReceipts:
     def difference(self) -> tuple[list[Refund], list[Debit]]:
         """What must be given back and charged so that the store has what is wanted; it counts as done."""
         stored, refunds, debits = self.stored(), [], []
-        amounts: dict[SharedLimitState, float] = {}
-        for charge in stored:
-            amounts[charge.state] = amounts.get(charge.state, 0) + charge.amount
-        for state, amount in self._wanted_now(amounts).items():
-            missing = amount - amounts.get(state, 0)
+        for state, more in self._missing().items():
+            missing = more
             if missing == 0 or not state.counted:
                 continue
             if missing > 0:
@@ -263,13 +278,23 @@ class StoreReceipts:
         stored += [_StoredCharge(debit.state, debit.amount, None, None) for debit in debits]
         return refunds, debits
 
+    def _missing(self) -> dict[SharedLimitState, float]:
+        """Per limit of now, what is to be charged less what was."""
+        amounts: dict[SharedLimitState, float] = {}
+        for charge in self.stored():
+            amounts[charge.state] = amounts.get(charge.state, 0) + charge.amount
+        return {state: amount - amounts.get(state, 0) for state, amount in self._wanted_now(amounts).items()}
+
     def _wanted_now(self, stored: Mapping[SharedLimitState, float]) -> dict[SharedLimitState, float]:
         """What is to be charged on the limits of now: one of another kind has taken over what was charged before."""
         wanted = self.wants()
         for state in list(wanted):
             present = state.present
             if present is not state:
-                more = max(0.0, wanted.pop(state) - stored.get(state, 0))
+                more, before = wanted.pop(state), state
+                while before is not present:
+                    more, before = more - stored.get(before, 0), before.successor or present
+                more = max(0.0, more)
                 if more or present in stored:
                     wanted[present] = wanted.get(present, 0.0) + more
         return wanted

@@ -238,8 +238,16 @@ class Scheduler:
         for limit_set in [state.limit_sets.get(name)] if name else list(state.limit_sets.values()):
             if limit_set is None:
                 continue
+            if not limit_set.order:
+                state.to_read[limit_set] = None
+                continue
             self._confirm(limit_set)
             state.ask_again(limit_set.queue)
+
+    def on_terms(self, limit_set: SharedLimitSet, text: str | None, now: float) -> None:
+        """The store has said what others count under a name of which nothing is counted here."""
+        if self._agreement.read(limit_set, text, now):
+            self._agreement.recharge(limit_set, now)
 
     def on_freed(self, name: str, seconds: float) -> None:
         """Another process has given back as much as flows in in so many seconds: bookings come so much sooner."""
