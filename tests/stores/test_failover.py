@@ -12,7 +12,7 @@ import anyio
 import pytest
 import redis
 
-from penstock import Limiter, RateLimited, StoreError, per_second
+from penstock import Limiter, Rate, RateLimited, StoreError, in_flight, per_second, sliding
 from penstock.stores import RedisStore
 from tests.stores.admissions import Crowd, excess
 
@@ -277,3 +277,46 @@ async def test_a_cluster_of_which_all_is_silent_is_one_outage(nodes, prefix):
 async def refused(limiter, max_wait=None):
     with pytest.raises(StoreError):
         await limiter.acquire(max_wait=max_wait)
+
+
+TOKENS = {
+    "a rate": Rate(1, 1_000_000, burst=20),
+    "two rates": [Rate(1, 1_000_000, burst=20), Rate(1, 1_000_000, burst=30)],
+    "places": in_flight(20),
+    "a window": sliding(20, 600),
+}
+REPLACED = [("a rate", "two rates"), ("two rates", "places"), ("places", "a window"), ("a window", "a rate")]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("before", "after"), REPLACED, ids=" to ".join)
+async def test_limits_that_are_replaced_while_a_server_is_down(before, after, server, prefix):
+    """This process read its own row as one of the new limits, and refused all calls if there were more or fewer."""
+    store = RedisStore(server.url, prefix=prefix, patience=0.0, on_outage="share", share=0.5)
+    limiter = Limiter(tokens=TOKENS[before], name="x", store=store)
+    await limiter.acquire(tokens=0)
+    server.kill()
+    earlier = await limiter.acquire(tokens=3)  # of its share of 10
+    limiter.reconfigure(tokens=TOKENS[after])
+    permits = [await limiter.acquire(tokens=6, max_wait=0)]
+    if after != "places":  # what was used is not held
+        with pytest.raises(RateLimited):
+            await limiter.acquire(tokens=6, max_wait=0)
+    permits[0].settle(tokens=4)
+    server.start()
+    await until(lambda: store.dispatcher.down is None, "the store answers again")
+    permits.append(await limiter.acquire(tokens=1))
+    for permit in (*permits, earlier):
+        permit.close()
+
+    async def level():
+        await limiter.refresh()
+        return min(limit.level for limit in limiter.statistics().limits.values())
+
+    if after == "places":
+        with anyio.fail_after(20):
+            while await level() < 20:
+                await anyio.sleep(0.01)
+    else:
+        assert 20 - 14 - 0.01 <= await level() <= 20 - 8 + 0.01  # what went to a limit of another kind may stay there
+    store.close()

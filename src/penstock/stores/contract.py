@@ -115,6 +115,16 @@ class Terms:
             self._fixed = tuple(self._of(limit, now) for kinds in self.limits.values() for limit in kinds)
         return self._fixed
 
+    def origins(self, before: Terms) -> list[int]:
+        """Per limit, the number of the one among those before that it goes on from; below 0: none."""
+        keys = [(unit, index) for unit, kinds in before.limits.items() for index in range(len(kinds))]
+        origins = []
+        for unit, kinds in self.limits.items():
+            for index in range(len(kinds)):
+                key = (unit, index) if (unit, index) in keys else (unit, 0)
+                origins.append(keys.index(key) if key in keys else -1)
+        return origins
+
     def _of(self, limit: Limit, now: float) -> _Numbers:
         if self.lease is not None:
             limit = working(limit, self.lease)
@@ -440,14 +450,9 @@ class Store(ABC):
                 decision = decide_rows([None], [terms.numbers(now)], (), 0.0, now, self._born(now))
                 return [((terms.text, decision.rows[0]), decision.keep[0])]
             before = Terms.of_text(terms.name, row[0], terms.place_ttl)
-            keys = [(unit, index) for unit, kinds in before.limits.items() for index in range(len(kinds))]
-            origin = []
-            for unit, kinds in terms.limits.items():
-                for index in range(len(kinds)):
-                    key = (unit, index) if (unit, index) in keys else (unit, 0)
-                    origin.append(keys.index(key) if key in keys else -1)
             try:
-                reshaped, keep = reshape(row[1], before.numbers(now), terms.numbers(now), origin, now)
+                origins = terms.origins(before)
+                reshaped, keep = reshape(row[1], before.numbers(now), terms.numbers(now), origins, now)
             except DamagedRow:
                 raise damaged_row(repr(self), terms.name) from None
             return [((terms.text, reshaped), keep)]

@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from penstock._core.decision import decide
+from penstock._core.decision import decide, reshape
 from penstock._core.rows import BUCKET
-from penstock.stores.contract import Batch, Reply, Store
+from penstock.stores.contract import Batch, Reply, Store, Terms
+
+Limits = tuple[tuple[float, float, float, float, float], ...]
 
 
 class FallbackStore(Store):
@@ -26,7 +28,7 @@ class FallbackStore(Store):
         super().__init__(place_ttl=store.place_ttl, patience=store.patience)
         self.born: float = math.floor(now) + 0.5
         self._share = share
-        self._rows: dict[str, bytes] = {}
+        self._rows: dict[str, tuple[Terms, bytes]] = {}  # per name, for what it is counted
 
     def exchange(self, names: Any, decide: Any) -> None:
         """Never called: no other process shares these rows."""
@@ -35,26 +37,26 @@ class FallbackStore(Store):
     def decide(self, batch: Batch) -> Reply:
         """Decide by this process's share. See `Store.decide`."""
         now = max(batch.now, self.born)
-        share = min(self._share, 1e12)
-        limits = [
-            tuple(
-                # One call larger than the share of a burst goes when that share is there, and pays afterwards.
-                (
-                    kind,
-                    first * share,
-                    second * share if kind == BUCKET else second,
-                    1.0 if kind == BUCKET else third,
-                    0.0,
-                )
-                for kind, first, second, third, _ in terms.numbers(batch.now)
-            )
-            for terms in batch.terms
-        ]
-        rows = [
-            self._rows.get(terms.name) or decide([None], [kinds], (), batch.owner, self.born).rows[0]
-            for terms, kinds in zip(batch.terms, limits, strict=True)
-        ]
+        limits = [self._share_of(terms, batch.now) for terms in batch.terms]
+        rows = [self._row(terms, kinds, batch, now) for terms, kinds in zip(batch.terms, limits, strict=True)]
         decision = decide(rows, limits, batch.operations, batch.owner, now)
         for terms, row in zip(batch.terms, decision.rows, strict=True):
-            self._rows[terms.name] = row
+            self._rows[terms.name] = terms, row
         return Reply(now, {}, decision.epochs, decision.verdicts, decision.states)
+
+    def _row(self, terms: Terms, limits: Limits, batch: Batch, now: float) -> bytes:
+        """The row of a name, for limits that may have been replaced since it was written."""
+        before, row = self._rows.get(terms.name, (terms, None))
+        if row is None:
+            return decide([None], [limits], (), batch.owner, self.born).rows[0]
+        if before.text == terms.text:
+            return row
+        return reshape(row, self._share_of(before, batch.now), limits, terms.origins(before), now)[0]
+
+    def _share_of(self, terms: Terms, now: float) -> Limits:
+        share = min(self._share, 1e12)
+        return tuple(
+            # One call larger than the share of a burst goes when that share is there, and pays afterwards.
+            (kind, first * share, second * share if kind == BUCKET else second, 1.0 if kind == BUCKET else third, 0.0)
+            for kind, first, second, third, _ in terms.numbers(now)
+        )

@@ -441,8 +441,7 @@ class Dispatcher:
             with contextlib.suppress(Exception), self._io:  # a later call asks again
                 self.store.exchange([limit_set.name], read)
             with self.lock:
-                for text in found[-1:]:
-                    self.scheduler.on_terms(limit_set, text, clock.now())
+                self.scheduler.on_terms(limit_set, found[-1] if found else None, clock.now())
 
 
 class _Announced:

@@ -14,6 +14,10 @@ from penstock._core.bucket import Bucket
 WORTH_SAYING = 0.050
 """Seconds in which as much flows in as was given back, from which on other processes hear of it."""
 
+LATEST = 2.0**53
+"""The receipt of places that this process took by itself: whenever the store was told, it was not before its limits
+were replaced."""
+
 
 class Settling:
     """Writes what is to be said into batches."""
@@ -98,6 +102,8 @@ class Settling:
             if not (of.held and refund.amount):
                 return  # of what the store was charged for when it answered, how much has flowed back is not known
             refund.epoch = of.limit_set.epoch
+            if of.renewed:
+                refund.receipt = LATEST  # charged when the store answered, perhaps with limits that it then heard of
         batch.give_back(refund)
         if of.held:
             if of.meter.level(0.0) < max(1.0, refund.amount):  # so others may be waiting for it
