@@ -265,6 +265,35 @@ def test_a_permit_gives_nothing_back_to_the_kind_of_limit_that_took_over(process
     assert unheard == pytest.approx(in_memory[:3], abs=0.3)
 
 
+@pytest.mark.parametrize("tokens", [Rate(1, 1, burst=10), Rate(1, 1, burst=12), sliding(10, 10)], ids=str)
+@pytest.mark.parametrize("later", [{"calls": 0, "tokens": 5}, {"calls": 0, "tokens": 1}], ids=["late", "perhaps"])
+def test_no_later_call_takes_what_one_that_waits_for_a_place_needs(processes, tokens, later):
+    """It took the tokens, and the one before it waited for them once there was a place."""
+    limits = {"calls": in_flight(1), "tokens": tokens}
+
+    async def gone(limiter):
+        begun = clock.now()
+        place = await limiter.acquire(calls=1, tokens=0)
+        moments = []
+
+        async def one(**cost):
+            async with limiter(**cost):
+                moments.append((cost["tokens"], clock.now() - begun))
+
+        waiting = [asyncio.ensure_future(one(calls=1, tokens=10))]
+        await asyncio.sleep(0.2)
+        waiting.append(asyncio.ensure_future(one(**later)))
+        await asyncio.sleep(2)
+        place.close()
+        await asyncio.gather(*waiting)
+        return moments
+
+    in_memory = testing.run(gone, Limiter(limits))
+    found = run(processes, lambda: gone(Limiter(limits, name="x", store=Rows(hears=True).store())))
+    assert [cost for cost, _ in found] == [cost for cost, _ in in_memory]
+    assert [at for _, at in found] == pytest.approx([at for _, at in in_memory], abs=0.05)
+
+
 def script(seed):
     """Limits, and what is done: at a moment, with a cost, options, and the moment at which it is given up."""
     chance = random.Random(seed)

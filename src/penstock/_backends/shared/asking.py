@@ -235,13 +235,17 @@ class Asking:
                 limits = [of for of, _ in request.charges]
                 if request in queue.blocked:
                     asking.blocked.add(queue.blocked[request][0])
-                if not asking.blocked.isdisjoint(limits):
+                    if queue.blocked[request][0].meter.held:
+                        asking.for_places.append(request)
+                if not asking.blocked.isdisjoint(limits) or (asking.for_places and asking.makes_late(request)):
                     asking.hold(request)
                     break
                 claimed, waits = asking.booking_of(request, limits)
                 if waits:
                     break
                 ready, _ = ready_at(request.charges, now)
+                if ready > now + LOOKAHEAD and _waits_for_places(request, now):
+                    asking.for_places.append(request)
                 first = claimed is not None or asking.first(request, limits)
                 if not first and ready > now + (LOOKAHEAD if asking.begun else 2 * MARGIN):
                     asking.wait_for(request, ready, limits)
@@ -287,6 +291,7 @@ class _Round:
     Attributes:
         held: Per limit, the priority of the most urgent request that has a reservation, or must have its turn first.
         blocked: Limits of which those behind a request that is too early have nothing.
+        for_places: Requests that wait for places, and for nothing else that those behind them may take.
         placed: Bookings that are asked for in this batch.
         skipped: Flows whose bookings are for later.
         begun: Whether a request was written.
@@ -295,7 +300,8 @@ class _Round:
     """
 
     __slots__ = (
-        "_queue", "_reserved", "begun", "blocked", "held", "look_again", "now", "placed", "skipped", "until",
+        "_queue", "_reserved", "begun", "blocked", "for_places", "held", "look_again", "now", "placed", "skipped",
+        "until",
     )  # fmt: skip
 
     def __init__(self, queue: StoreQueue, now: float) -> None:
@@ -308,6 +314,7 @@ class _Round:
         self.now = now
         self.blocked: set[LimitState] = set()
         self.look_again = min([*(at for _, at in queue.blocked.values()), *queue.behind.values()], default=math.inf)
+        self.for_places: list[SharedRequest] = []
         self.placed: list[Any] = []
         self.skipped: set[Any] = set()
         self.begun = False
@@ -317,6 +324,20 @@ class _Round:
         """Let no request pass this one, unless it is more urgent."""
         for of, _ in request.charges:
             self.held[of] = max(self.held.get(of, -math.inf), request.priority)
+
+    def makes_late(self, request: SharedRequest) -> bool:
+        """Whether it would leave too little for one before it, were the places that this waits for given back now."""
+        for ahead in self.for_places:
+            needed = dict(ahead.charges)
+            for of, amount in request.charges:
+                need = min(needed.get(of, 0.0), of.limit.capacity)
+                if need and of.ready_at(amount + need, self.now) > self.now:
+                    together = amount + need <= of.limit.capacity
+                    self.look_again = min(
+                        self.look_again, of.ready_at(amount + need, self.now) if together else math.inf
+                    )
+                    return True
+        return False
 
     def first(self, request: SharedRequest, limits: list[Any]) -> bool:
         """Whether a request is the first of its priority that needs these limits."""
@@ -359,3 +380,7 @@ class _Round:
         self.look_again = min(self.look_again, ready - MARGIN)
         if not self._reserved.isdisjoint(limits):
             self.look_again = min(self.look_again, max((of.due for of in self._queue.reserved), default=math.inf))
+
+
+def _waits_for_places(request: SharedRequest, now: float) -> bool:
+    return any(of.meter.held and of.ready_at(amount, now) > now for of, amount in request.charges)
