@@ -168,7 +168,7 @@ class CircuitOpen(PenstockError):  # noqa: N818
     """The circuit breaker is open: the call was not made.
 
     Attributes:
-        retry_after: Seconds until the breaker lets a probe through.
+        retry_after: Seconds until the breaker lets a probe through; infinite while that depends on a probe under way.
     """
 
     def __init__(self, message: str, *, retry_after: float) -> None:

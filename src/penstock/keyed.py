@@ -48,7 +48,8 @@ class Keyed:
             `{"requests": per_minute(60)}`. It is asked whenever a key is used that nothing holds, in the task or thread
             that uses it and with no lock held; where its answer has changed, what was used stays used. An error of its
             own passes through, and nothing has changed then.
-        name: With a shared store: what the names of the keys' limiters begin with.
+        name: With a shared store: what the names of the keys' limiters begin with. In memory only errors
+            show it: what keys have used is forgotten with the `Keyed`, so make it once.
         store, max_queue, ageing, flow_weights, enforce, on_event: As for `Limiter`.
 
     Safe to use from any number of tasks and threads. A key is anything hashable that equals itself; over a shared store

@@ -99,6 +99,11 @@ class Rate:
     ) -> None:
         amount = _positive("rate", amount, "units per period")
         seconds = _positive("period", per, "seconds", _numbers.read_seconds)
+        if not (0 < amount / seconds < math.inf and seconds / amount < math.inf):
+            raise ValueError(
+                f"a rate of {_numbers.show(amount)} "
+                f"per {_numbers.show(seconds)} s is beyond what a float can hold in units per second"
+            )
         if burst is None:
             burst = amount
             if burst < 1:
@@ -106,11 +111,6 @@ class Rate:
                     f"a rate of {_numbers.show(amount)} per {_numbers.show(seconds)} s would hold less than "
                     f"one unit at once: write Rate(1, per={_numbers.show(seconds / amount)}), or count in smaller units"
                 )
-        if not 0 < amount / seconds < math.inf:
-            raise ValueError(
-                f"a rate of {_numbers.show(amount)} "
-                f"per {_numbers.show(seconds)} s is beyond what a float can hold in units per second"
-            )
         burst = _positive("burst", burst, "units")
         if burst < 1:
             raise ValueError(

@@ -384,7 +384,7 @@ def test_unlimited_counts_nothing_of_any_number():
     assert clock.now() > 0
 
 
-@pytest.mark.parametrize(("amount", "per", "burst"), [(1e-300, 1e300, 1), (1e300, 1e-300, 1)])
+@pytest.mark.parametrize(("amount", "per", "burst"), [(1e-300, 1e300, 1), (1e300, 1e-300, 1), (5e-324, 1, None)])
 def test_a_rate_that_no_float_holds_is_refused(amount, per, burst):
     """It was 0 or infinity in units per second: a division by zero, later and without a word of the rate."""
     with pytest.raises(ValueError, match="beyond what a float can hold"):
