@@ -55,15 +55,44 @@ def test_a_row_costs_at_most_what_it_allows(more, dollars):
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "{}", "[]", '{"models": {"m": 7}}', '{"models": {"m": {"input": -1}}}', '{"models": {"m": {"input": "x"}}}'],
+    ("text", "why"),
+    [
+        ("", "not JSON: Expecting value at line 1, column 1"),
+        ('{"models":\n {"m" 7}}', "not JSON: Expecting ':' delimiter at line 2, column 7"),
+        ("[" * 100_000, "it is nested too deeply"),
+        ("{}", 'it has no "models"'),
+        ("[]", "it is not an object: []"),
+        ('{"models": null}', '"models" is not an object: null'),
+        ('{"models": {"m": 7}}', "the price of 'm' is not an object: 7"),
+        ('{"models": {"m": {"inptu": 1}}}', "the price of 'm' has no \"input\""),
+        (
+            '{"models": {"m": {"input": -1, "output": 2}}}',
+            "the price of 'm' for \"input\" is -1, not a number of 0 or more",
+        ),
+        (
+            '{"models": {"m": {"input": 1, "output": "x"}}}',
+            'the price of \'m\' for "output" is "x", not a number of 0 or more',
+        ),
+        ('{"models": {"m": {"input": NaN}}}', "the price of 'm' for \"input\" is NaN, not a number of 0 or more"),
+        ('{"per": 0, "models": {}}', '"per", the tokens that the prices are for, is 0: below 1'),
+        ('{"per": null, "models": {}}', '"per" is null, not a number of 0 or more'),
+        ('{"batch": 50, "models": {}}', '"batch", the share of the prices that the Batch API takes, is 50: above 1'),
+    ],
 )
-def test_a_file_that_has_no_prices_says_so(tmp_path, text):
+def test_a_file_that_has_no_prices_says_where_and_why(tmp_path, text, why):
     (tmp_path / "p.json").write_text(text)
-    with pytest.raises(PriceFileError, match=r"p\.json"):
+    with pytest.raises(PriceFileError) as raised:
         Prices.of(tmp_path / "p.json")
-    with pytest.raises(PriceFileError, match="cannot read"):
+    way_out = '; write it like {"per": 1000000, "models": {"gpt-4o-mini": {"input": 0.15, "output": 0.6}}}'
+    assert str(raised.value) == f"{tmp_path / 'p.json'} is not a file of prices: {why}{way_out}"
+
+
+def test_a_file_of_prices_that_cannot_be_read_says_so(tmp_path):
+    with pytest.raises(PriceFileError, match=r"cannot read .*: No such file or directory"):
         Prices.of(tmp_path / "nowhere.json")
+    (tmp_path / "p.json").write_bytes(b'{"models": {"m\xe9": {}}}')
+    with pytest.raises(PriceFileError, match=r"p\.json is not a file of prices: byte 15 is not UTF-8"):
+        Prices.of(tmp_path / "p.json")
 
 
 @pytest.mark.anyio
