@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import pairwise
 
 import pytest
 
@@ -55,6 +56,36 @@ async def test_a_queue_that_never_has_room_ends_the_run_and_the_next_one_goes_on
     with prepared(tmp_path, rows, service) as made:
         await made.run()
         check_all_answered(made, rows)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_queue_rests_as_long_as_the_service_asks(virtual_time, tmp_path, times):
+    """A 429 that asked for a second held the queue of its model for half a minute."""
+    asked = []
+
+    class Timed(Odd):
+        async def request(self, method, path, body=None, content_type="application/json"):
+            if (method, path) == ("POST", "/v1/batches"):
+                asked.append(clock.now())
+            return await super().request(method, path, body, content_type)
+
+    refused = refusal(429, "rate_limit_exceeded")._replace(headers={"retry-after": "1"})
+    rows = [chat(n) for n in range(5)]
+    with prepared(tmp_path, rows, Timed("POST", "/v1/batches$", refused, times=times)) as made:
+        await made.run()
+        check_all_answered(made, rows)
+    assert [round(later - earlier, 3) for earlier, later in pairwise(asked)] == [1, 2, 4][:times]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_wait_beyond_all_patience_ends_the_run_when_patience_does(virtual_time, tmp_path, method):
+    """500,000 hours, such as of a moment in a wrong unit, were slept through."""
+    refused = refusal(429, "rate_limit_exceeded")._replace(headers={"retry-after": "999999999"})
+    ending = {"GET": "/v1/batches/batch", "POST": "/v1/batches$"}[method]
+    with prepared(tmp_path, [chat(1)], Odd(method, ending, refused), give_up_after=1_000) as made:
+        await made.run()
+    assert made.run.stopped.code in {"account", "unreachable"}
+    assert 1_000 <= clock.now() < 1_100
 
 
 NO_MONEY = {"message": "you are out of money", "code": "insufficient_quota"}

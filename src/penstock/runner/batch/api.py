@@ -339,8 +339,9 @@ class Batches:
         if is_lasting and not self._has_answered:
             raise ServiceError("unreachable", reason)
         patience = self._give_up_after if self._has_answered else min(self._give_up_after, NEVER_CONNECTED)
-        if clock.now() - began >= patience:
+        left = began + patience - clock.now()
+        if left <= 0:
             raise ServiceError(
                 "unreachable", f"the server has been away for {show_seconds(clock.now() - began)}: {reason}"
             )
-        await anyio.sleep(max(wait, _BACKOFF.delay(min(tries, 20), None, CHANCE.random())))
+        await anyio.sleep(min(left, max(wait, _BACKOFF.delay(min(tries, 20), None, CHANCE.random()))))

@@ -118,7 +118,8 @@ class BatchRun:
         self._scope: anyio.CancelScope  # from the beginning of the run on
         self._seen = IdSet()
         self._again: dict[int, int] = {}  # rows that are to be submitted once more, by name, with the round
-        self._held: dict[str, FullQueue] = {}
+        self._held: dict[str, FullQueue] = {}  # by model
+        self._told_to_wait: dict[str, FullQueue] = {}  # by model: the service said how long it takes no batch
         self._said: set[str] = set()
         self._is_urgent = False
         self._lost: dict[int, tuple[int, str, str]] = {}  # rows to give up, by name: round, code, message
@@ -173,10 +174,15 @@ class BatchRun:
             if self._again and (self._is_urgent or len(self._again) >= MANY or not self.parts):
                 await self._read_again()
             elif self.parts:
-                await anyio.sleep(self._pause)
-                self._pause = min(self._poll, self._pause * 1.5)
+                await self._rest()
             else:
                 return
+
+    async def _rest(self) -> None:
+        """Sleep until the next look at the batches, or until the service takes a batch again."""
+        waits = [told.until - clock.now() for told in self._told_to_wait.values()]
+        await anyio.sleep(min([self._pause, *(wait for wait in waits if wait > 0)]))
+        self._pause = min(self._poll, self._pause * 1.5)
 
     async def _resume(self) -> None:
         """Find the batches of which an earlier run did not hear whether they were created."""
@@ -199,8 +205,7 @@ class BatchRun:
         while self.parts:
             await self._look()
             if self.parts:
-                await anyio.sleep(self._pause)
-                self._pause = min(self._poll, self._pause * 1.5)
+                await self._rest()
         self.stop(
             "cancelled",
             f"{number_of(len(live), 'batch is', 'batches are')} cancelled: "
@@ -225,9 +230,8 @@ class BatchRun:
 
     async def _read(self) -> None:
         """Put every row of the file where it belongs, for the first time."""
-        places = {
-            name: (part, index) for part in self.parts for index, name in enumerate(part.names)
-        }  # of rows in batches of an earlier run
+        # Of rows in batches of an earlier run:
+        places = {name: (part, index) for part in self.parts for index, name in enumerate(part.names)}
         settings = self._settings
         for number, line in self._lines:
             passed, self._lines.passed = self._lines.passed, 0
@@ -356,8 +360,9 @@ class BatchRun:
 
     def _may_submit(self, part: Part) -> bool:
         live = [other for other in self.parts if other.batch is not None]
-        held, limit = self._held.get(part.model), self._queue.of(part.model)
-        if held is not None and clock.now() < held.until:
+        limit = self._queue.of(part.model)
+        held = (full.get(part.model) for full in (self._held, self._told_to_wait))
+        if any(full is not None and clock.now() < full.until for full in held):
             return False
         queued = sum(other.tokens for other in live if other.model == part.model)
         if limit is not None and queued and queued + part.tokens > limit:
@@ -382,7 +387,7 @@ class BatchRun:
             self.journal.refused(part)
             verdict = refused.verdict
             if verdict.action in {Action.WAIT, Action.BACK_OFF}:
-                self._hold(part.model, verdict.wait or 0.0, str(refused))
+                self._hold(part.model, verdict.wait, str(refused))
                 return
             if part.is_resumed:  # the service may have deleted its file since
                 self._upload_again(part, f"is refused: {self._secrets.hide(str(refused))}")
@@ -406,19 +411,21 @@ class BatchRun:
 
     def _created(self, part: Part, told: BatchState) -> None:
         self.journal.created(part, told.id)
+        self._told_to_wait.pop(part.model, None)
         part.status = told.status
         self.counts.sent += len(part)
         self.counts.retries += len(part) if part.round > 1 else 0
         rows, are = number_of(len(part), "row"), "is" if len(part) == 1 else "are"
         self._say(f"batch {part.batch}: {rows} for {part.model or 'no model'} {are} submitted")
 
-    def _hold(self, model: str, wait: float, reason: str) -> None:
-        """Leave a model's queue alone for a while."""
-        now = clock.now()
-        full = self._held.setdefault(model, FullQueue(now, now))
-        if now - full.since >= self._settings.give_up_after:
+    def _hold(self, model: str, wait: float | None, reason: str) -> None:
+        """Leave a model's queue alone: for as long as the service asks, or for a while; longer each time."""
+        now, patience = clock.now(), self._settings.give_up_after
+        queues, first = (self._held, HELD) if wait is None else (self._told_to_wait, max(wait, 1.0))
+        full = queues.setdefault(model, FullQueue(now, now, first))
+        if now - full.since >= patience:
             raise ServiceError("account", f"the queue of {model} takes nothing more: {reason}")
-        full.until = now + max(wait, full.wait)
+        full.until = min(now + max(wait or 0.0, full.wait), full.since + patience)
         full.wait = min(full.wait * 2, 600.0)
         self._trouble(reason)
 
@@ -470,8 +477,7 @@ class BatchRun:
             self._queue.told(part.model, limit)
         most, full = self._queue.of(part.model), self._held.get(part.model)
         is_too_large = most is not None and part.tokens > most
-        # The service may count otherwise: where nothing of ours is in the way and it says no again, a smaller one may
-        # do.
+        # The service may count otherwise: if it refuses again with nothing of ours in the way, a smaller one may do.
         if is_too_large or (
             not others and len(part) > 1 and full is not None and (limit is None or full.wait > 4 * HELD)
         ):
@@ -479,7 +485,7 @@ class BatchRun:
                 self._queue.halve(part.model, part.tokens)
             self._upload_again(part, f"holds {part.tokens:,.0f} tokens, above its queue: they go into smaller batches")
         elif not others:
-            self._hold(part.model, 0.0, message)
+            self._hold(part.model, None, message)
         else:
             self._trouble(message)
             self._held[part.model] = FullQueue(math.inf, clock.now())  # until one of the others ends
@@ -574,8 +580,6 @@ class BatchRun:
             self._again[name] = part.round + 1
         else:
             self._lost[name] = part.round, code, message
-
-    # ------------------------------------------------------------------------------------------------------------------
 
     async def _fail_lost(self) -> None:
         """Give rows up of which only their number is known: the file has their names."""
