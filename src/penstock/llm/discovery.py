@@ -61,9 +61,12 @@ from penstock.llm.learning.traffic import Departure, Traffic
 __all__ = ["UnitEstimate"]
 
 
-HASTE = 1.25
+HASTE = 2.0
 """How much faster than a window comes back it may be used, once a refusal has confirmed it: what was missed is made up
-for."""
+for, and a window by the clock is used up before it ends."""
+
+TIMED_HASTE = 1.25
+"""The same while only the wait that a refusal stated confirms it."""
 
 
 class UnitEstimate:
@@ -167,7 +170,7 @@ class UnitEstimate:
         """Go on at the rate of the window that was found, if one was."""
         if self._window.found is not None:
             pace.settle_on(self._window.found.rate, now)
-        pace.haste = HASTE if self._window.is_sure else 1.0
+        pace.haste = HASTE if self._window.is_sure else TIMED_HASTE if self._window.is_timed else 1.0
 
     def heard(self, name: str, departure: Departure, stated: StatedLimit, now: float) -> None:
         """Hear one limit of this unit."""

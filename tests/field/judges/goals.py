@@ -47,7 +47,6 @@ GOALS = {"headers": Goal(5, 0.95), "retry-after": Goal(10, 0.90), "nothing": Goa
 """By what answers tell."""
 
 MISSED: dict[tuple[str, str, str], Goal] = {
-    ("auto", THROTTLED_FIXED, "retry-after"): Goal(10, 0.85),
     ("auto", THROTTLED_FIXED, "nothing"): Goal(10, 0.85),
     ("auto", LITELLM_REQUESTS, "headers"): Goal(5, 0.90),
     ("auto", LITELLM_TOKENS, "headers"): Goal(160, 0.60),

@@ -146,6 +146,16 @@ def test_a_window_is_found_that_ends_when_the_server_says_whatever_the_clock_sho
     assert "/10s" in estimate.describe()
 
 
+@pytest.mark.parametrize("begins", [-0.5, -1.0, -6.5, -8.0])
+def test_of_windows_that_explain_the_refusals_the_one_is_used_whose_end_the_server_stated(begins):
+    """One that slides would explain them too, and admit a little less; what was missed of a window is made up for."""
+    server = Fixed(100, 10, begins)
+    estimate, refused = run(server, 120.0, stated=True, clock=begins)
+    assert share(server, begins + 10, begins + 100, 10.0) > 0.99
+    assert refused <= 2
+    assert "window of 100/10s (clock's)" in estimate.describe()
+
+
 def test_what_is_ruled_out_while_another_window_is_believed_in_is_believed_no_more():
     """A window that is a day long would admit nothing more until tomorrow."""
     server = Moving(100, 10)

@@ -16,9 +16,10 @@ Each length of each kind is a hypothesis with a most and a least, and is ruled o
 A hypothesis is believed once it is no longer open whether the limit is a bucket: several requests were admitted in the
 time that one of that size had to wait, where a bucket refills less than that one. Or once it foretold a refusal, which
 came at the same amount as the last, though some were admitted in between: as long as nothing contradicts it of all that
-was seen since the first refusal ever. Of several, the one that foretold more is believed, and then the one that admits
-more: a refusal would correct that, and nothing would correct one that admits too little. What is believed may still be
-ruled out; then the next hypothesis is believed, and if there is none, all is open again.
+was seen since the first refusal ever. Of several, the one that foretold more is believed; then the one that explains
+more of the waits that refusals stated; then the one that admits more: a refusal would correct that, and nothing would
+correct one that admits too little. What is believed may still be ruled out; then the next hypothesis is believed, and
+if there is none, all is open again.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ class Window:
         most: The amount, at most: what had been admitted when a request was refused.
         least: The same at least.
         foretold: Refusals that came when this amount was used up again.
+        timed: Refusals that stated the wait which this window would have stated.
     """
 
     kind: WindowKind
@@ -84,6 +86,12 @@ class Window:
     most: float = math.inf
     least: float = 0.0
     foretold: int = 0
+    timed: int = 0
+
+    @property
+    def borne_out(self) -> tuple[int, int]:
+        """How much of what happened it explains, for comparison."""
+        return self.foretold, self.timed
 
     @property
     def margin(self) -> float:
@@ -129,6 +137,13 @@ class Window:
         begin = self.begin(at)
         before = traffic.admitted(begin - self.length, begin)
         return before * (1 - (at - begin) / self.length) + max(0.0, traffic.admitted(begin, last))
+
+    def states(self, wait: float, departure: Departure, traffic: Traffic) -> bool:
+        """Whether its server would have stated that wait, rounded up, when it refused that request."""
+        if self.doubt and self.began == departure.at + wait:
+            return False  # it was made of that very wait
+        waits = self.ready_at(departure.cost, departure.at, traffic, max(self.most, departure.cost)) - departure.at
+        return wait - ROUNDED_UP - self.margin <= waits - self.margin <= wait + self.margin
 
     def gave_back(self, at: float, traffic: Traffic) -> bool:
         """Whether it has forgotten anything by then."""
@@ -187,6 +202,11 @@ class HiddenWindow:
         """Whether the window that is believed in has foretold a refusal."""
         return self.found is not None and self.found.foretold > 0
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether a refusal has stated the wait that follows from the window that is believed in."""
+        return self.found is not None and self.found.timed > 0
+
     def refused(
         self, departure: Departure, traffic: Traffic, now: float, wait: float | None, began: float = 0.0
     ) -> None:
@@ -206,6 +226,9 @@ class HiddenWindow:
             self._think_anew(departure, traffic, began, wait)
             self._rule_out(departure, until, traffic, is_new=False)
         if not is_same_bunch:
+            if wait is not None and wait > ROUNDED_UP:
+                for each in self._open:
+                    each.timed += each.states(wait, departure, traffic)
             self._heard_at = now
             if not self._is_refusing or self._first is None:
                 self._first, self._is_refusing, self._waited, self._refused_at = departure, True, 0.0, departure.at
@@ -269,12 +292,12 @@ class HiddenWindow:
     def _best(self, departure: Departure, traffic: Traffic) -> Window | None:
         """The hypothesis to believe, if any may be believed; the one that is, unless another one has foretold more."""
         found = None if self.found is None or self.found.is_ruled_out else self.found
-        if found is not None and all(each.foretold <= found.foretold for each in self._open):
+        if found is not None and all(each.borne_out <= found.borne_out for each in self._open):
             return found
         may = [each for each in self._open if each.gave_back(departure.at, traffic)]
         if not self._is_no_bucket:
             may = [each for each in may if self._is_first and each.foretold]
-        return max(may, key=lambda each: (each.foretold, each.rate, -each.kind), default=None)
+        return max(may, key=lambda each: (each.borne_out, each.rate, -each.kind), default=None)
 
     def ready_at(self, cost: float, now: float, traffic: Traffic, ahead: float = 0.0, rate: float = 0.0) -> float:
         """When `cost` may leave after `ahead`: the window then holds no more than its amount.
