@@ -15,6 +15,7 @@ Prints the table of that tool, and each survivor as a difference. Ends with 0 in
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import itertools
@@ -239,23 +240,18 @@ def look_at(name: str) -> None:
         names = random.Random(name).sample(names, sample)  # noqa: S311 - no secret
     calls = calls_for(name)
     chosen, fates = set(names), {}
-    for label, function in FUNCTIONS.items():
-        if function.__module__ == f"penstock._core.{name}":
-            mutants = [one for one in function.mutants if one in chosen]  # type: ignore[attr-defined]
-            fates |= fates_of(function, mutants, [call for call in calls if label in call.reached])
+    own = {one: label for label, one in FUNCTIONS.items() if one.__module__ == f"penstock._core.{name}"}
+    for function, label in own.items():
+        mutants = [one for one in function.mutants if one in chosen]  # type: ignore[attr-defined]
+        fates |= fates_of(function, mutants, [call for call in calls if label in call.reached])
     counts = Counter(fates.values())
     killed, hung, survived = (counts[fate] for fate in ("killed", "hung", "survived"))
     share = 100 * (killed + hung) / max(1, len(names))
     print(f"| {shown_name} | {len(names)} | {killed} | {hung} | {survived} | {share:.1f} % |")
     for mutant in [one for one, fate in fates.items() if fate == "survived"]:
-        shown = subprocess.run(
-            [sys.executable, "-m", "mutmut", "show", f"penstock._core.{name}.{mutant}"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        lines = [line for line in shown.stdout.splitlines() if line[:1] in "+-" and line[:3] not in {"+++", "---"}]
+        mutants = next(one.mutants for one in own if mutant in one.mutants)  # type: ignore[attr-defined]
+        before, after = (inspect.getsource(mutants[one]).splitlines()[1:] for one in ("_mutmut_orig", mutant))
+        lines = [line for line in difflib.ndiff(before, after) if line[0] in "+-"]
         print(f"  {mutant}", *lines, sep="\n    ")
 
 

@@ -19,6 +19,7 @@ def test_a_window_ends_a_grain_early_and_then_nothing_comes_back():
     begin = 0.0 - 10 + GRAIN
     window = SlidingWindow(sliding(5, 10))
     receipt = window.charge(5, begin)
+    assert window.glance(0.0) == 5
     assert window.used(0.0) == 0
     window.give_back(5, receipt, 0.0)
     assert window.used(0.0) == 0
@@ -130,6 +131,14 @@ def test_who_stands_in_line_is_ready_when_those_ahead_have_gone_one_by_one(amoun
     assert ready == pytest.approx(window.ready_at(1, moment))
 
 
+def test_behind_others_a_call_waits_for_what_was_postponed_too():
+    """Three of those ahead go now, one when these three leave; then two are free, until what was postponed leaves."""
+    window = SlidingWindow(sliding(5, 60))
+    window.postpone(2, window.charge(2, 0.0), 10.0, 0.0)
+    assert window.ready_behind(4, 2, 0.0) == 60
+    assert window.ready_behind(4, 3, 0.0) == 70
+
+
 @given(
     amount=st.integers(1, 20),
     steps=st.lists(
@@ -170,6 +179,8 @@ def test_a_call_that_leaves_at_the_end_of_a_period_is_counted_in_the_next_one_to
     assert window.level(midnight - 0.1) == 3
     assert window.level(midnight) == 6
     assert window.level(midnight + 86_400) == 10
+    window.postpone(4, window.charge(4, midnight + 86_400), midnight + 2 * 86_400, midnight + 86_400)
+    assert window.level(midnight + 3 * 86_400) == 10, "nobody looked in the period between"
 
 
 def test_a_call_that_leaves_when_its_period_is_over_is_counted_in_the_one_it_leaves_in():

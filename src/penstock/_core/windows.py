@@ -7,9 +7,10 @@ window is one number, and the moment at which it starts again from 0.
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections import deque
 from collections.abc import Iterable
-from itertools import accumulate, chain
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from penstock._core.meter import Meter
@@ -115,9 +116,12 @@ class SlidingWindow(Meter):
             return now
         windows = math.ceil(over / self.amount) - 1
         over -= windows * self.amount
-        log = sorted((*self.log, LogEntry(now, self.amount - self._total)), key=_moment)
-        left = accumulate([entry.amount for entry in log])
-        leaves = next((entry.at for entry, amount in zip(log, left, strict=True) if amount >= over), log[-1].at)
+        leaves = now
+        for entry in sorted((*self.log, LogEntry(now, self.amount - self._total)), key=_moment):
+            leaves = entry.at
+            over -= entry.amount
+            if over <= 0:
+                break
         return leaves + (windows + 1) * self.per
 
     def charge(self, cost: float, now: float) -> LogEntry:
@@ -138,11 +142,8 @@ class SlidingWindow(Meter):
         log = self.log
         if not log or log[-1].at <= entry.at:
             log.append(entry)
-            return
-        later = len(log) - 1
-        while later and log[later - 1].at > entry.at:
-            later -= 1
-        log.insert(later, entry)
+        else:
+            insort(log, entry, key=_moment)
 
     def postpone(self, amount: float, receipt: LogEntry, at: float, now: float) -> LogEntry:
         counted = self._count(amount, at)  # first, so that a signal handler that raises makes nothing free
@@ -213,10 +214,8 @@ class CalendarWindow(Meter):
         self.period: Period | float = limit.period
         self.zone = _zone(limit.tz)
         self.offset = 0.0
-        self._begin = self._end = -math.inf  # wall-clock seconds
         self._later: tuple[float, float] | None = None  # end of a period that is still to come, and what it has spent
-        self._spent = self._rounding = 0.0
-        self._ahead = 0.0  # of what was spent, what may well be counted in the next period
+        self.unpack((-math.inf, 0.0))
 
     def change(self, limit: Calendar, now: float) -> bool:
         self._turn_page(now)
@@ -242,7 +241,7 @@ class CalendarWindow(Meter):
             )  # fmt: skip
         elif wall < self._begin - _STEP:
             begin, end = period_around(wall, self.period, self.zone)
-            later = (self._end, self._spent) if self._spent else self._later
+            later = (self._end, self._spent) if self._spent and end < self._end else self._later
             self._later, self._ahead, self._begin, self._end = later, 0.0, begin, end
 
     def ready_at(self, cost: float, now: float) -> float:
@@ -308,9 +307,10 @@ class CalendarWindow(Meter):
         return self._end, self._spent
 
     def unpack(self, packed: tuple[float, float]) -> None:
-        self._end, self._spent = packed
-        self._begin = period_around(self._end - 1e-3, self.period, self.zone)[0] if self._end > -math.inf else -math.inf
-        self._rounding = self._ahead = 0.0
+        self._end, self._spent = packed  # in seconds of the wall clock; what was spent in the period that ends then
+        self._begin = self._end  # the first look finds out when it begins
+        self._rounding = 0.0
+        self._ahead = 0.0  # of what was spent, what may well be counted in the next period
 
 
 def _zone(name: str) -> ZoneInfo:
