@@ -43,7 +43,13 @@ LONGEST = 1.0
 """Seconds that a test may take to be among those that are tried."""
 
 MORE = {  # beside tests/_core/test_NAME*.py
-    "batch": ("_core/test_decision", "_core/test_bookings", "_core/test_flows", "stores/test_decisions"),
+    "batch": (
+        "_core/test_decision",
+        "_core/test_bookings",
+        "_core/test_flows",
+        "stores/test_decisions",
+        "stores/test_flows",
+    ),  # fmt: skip
     "bookings": ("_core/test_decision",),
     "bucket": ("_core/test_refunds",),
     "budget": ("retry/test_budget",),

@@ -161,6 +161,28 @@ def test_a_series_is_decided_as_its_requests_one_after_the_other(which, flow):
     )
 
 
+@pytest.mark.parametrize(
+    ("spent", "runs", "told"),
+    [
+        (0, [(4, 1), (9, 1)], [4, 1, 6, 5]),
+        (0, [(4, 1), (1, 6)], [4, 1, 1, 10]),
+        (0, [(2, 1)] * 4 + [(2, 1.25)], [2, 1, 2, 3, 2, 5, 2, 7, 1, 9.25]),
+        (0, [(1, 1)] * 5 + [(9, 1)], [1, 1, 1, 2, 1, 3, 1, 4, 1, 5, 5, 6]),
+        (4, [(1, 1)] * 7, [1, 5, 1, 6, 1, 7, 1, 8, 1, 9, 1, 10, 0]),
+        (10, [(2, 1)], [0]),
+    ],
+)
+def test_of_each_run_it_is_told_how_many_go_at_once_and_the_receipt_of_the_first(spent, runs, told):
+    """All that fit, to the last one; with one limit, with two, and of few runs as of many."""
+    for width in (1, 2):
+        book = Book(*[rate(1, 10)] * width)
+        numbers = [x for times, amount in runs for x in (times, *[amount] * width)]
+        book.do(*(x for limit in range(width) for x in (CHARGE, 1, limit, spent)))
+        verdicts = book.do(SERIES, 0, 1, width, len(runs), *range(width), *numbers)
+        counts = [x for i, x in enumerate(told) for _ in range(width if i % 2 else 1)]
+        assert verdicts[: len(counts)] == counts
+
+
 def test_one_that_does_not_wait_stops_nobody():
     book = Book(rate(1, 10))
     assert book.do(ACQUIRE, 0, 0, 1, 0, 11, ACQUIRE, 0, 1, 1, 0, 1)[2] == 0
