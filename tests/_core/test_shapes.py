@@ -260,6 +260,18 @@ def test_a_step_of_the_wall_clock_is_noticed():
     assert granted == list(range(1, 21))
 
 
+def test_behind_an_alarm_that_was_put_off_the_next_one_is_due():
+    """Of forty users the first to be ready uses more: the second is ready first, and not nobody."""
+    queue, states = Queue(math.inf), [LimitState(f"u{i}", Rate(1, 1.0, 4), f"u{i}") for i in range(40)]
+    for number, state in enumerate(states):
+        state.meter.charge(4 + number / 8, 0.0)
+        queue.join(Waiter(((state, 1.0),)), 0.0)
+    assert admit(queue, 0.0, pytest.fail) == 1.0
+    states[0].meter.charge(1, 0.0)
+    queue.wake([states[0]])
+    assert admit(queue, 0.0, pytest.fail, changed=False) == 1.125
+
+
 def test_a_user_who_has_left_sets_no_alarm():
     queue, org = users(50, Rate(1_000, 1.0), Rate(1, 10.0), used=True)
     early = Waiter(((org, 1.0), (LimitState("requests", Rate(1, 5.0), "early"), 1.0)))
