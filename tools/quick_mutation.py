@@ -49,7 +49,7 @@ MORE = {  # beside tests/_core/test_NAME*.py
         "_core/test_flows",
         "stores/test_decisions",
         "stores/test_flows",
-    ),  # fmt: skip
+    ),
     "bookings": ("_core/test_decision",),
     "bucket": ("_core/test_refunds",),
     "budget": ("retry/test_budget",),

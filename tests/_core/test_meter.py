@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from penstock._core.meter import Meter
+from penstock._core.meter import Meter, Unmetered
 
 
 class Log(Meter):
@@ -63,7 +65,7 @@ def test_a_glance_is_the_level_of_that_moment_and_touches_nothing():
 
     class Forgets(Log):
         def level(self, now):
-            self.log = [(at, amount) for at, amount in self.log if at + 10 > now]
+            self.log[:] = [(at, amount) for at, amount in self.log if at + 10 > now]
             return self.left(now)
 
     meter = Forgets()
@@ -100,8 +102,15 @@ def test_what_was_put_away_is_idle_when_it_would_be_if_it_had_not_been():
 @pytest.mark.parametrize(("heard", "charged"), [(4, []), (3, []), (2.5, [0.5]), (-1, [4])])
 def test_hearsay_charges_what_is_missing_and_nothing_else(heard, charged):
     meter = Log()
+    meter.charge(3, -4.0)  # all of it is back at 6.0
     meter.lower_to(heard, 7.0)
-    assert meter.log == [(7.0, amount) for amount in charged]
+    assert meter.log[1:] == [(7.0, amount) for amount in charged]
+
+
+def test_what_is_not_metered_is_as_if_nothing_was_ever_used():
+    meter = Unmetered(None)
+    meter.charge(5, 0.0)
+    assert (meter.level(0.0), meter.used(0.0), meter.idle(0.0), meter.pack()) == (math.inf, 0, True, 0)
 
 
 def test_what_every_kind_must_say_itself():
