@@ -209,6 +209,8 @@ class CalendarWindow(Meter):
     calendar = True
     predictable = True
 
+    _ahead: float  # of what was spent, what may well be counted in the next period
+
     def __init__(self, limit: Calendar) -> None:
         self.amount = limit.amount
         self.period: Period | float = limit.period
@@ -309,8 +311,7 @@ class CalendarWindow(Meter):
     def unpack(self, packed: tuple[float, float]) -> None:
         self._end, self._spent = packed  # in seconds of the wall clock; what was spent in the period that ends then
         self._begin = self._end  # the first look finds out when it begins
-        self._rounding = 0.0
-        self._ahead = 0.0  # of what was spent, what may well be counted in the next period
+        self._rounding = self._ahead = 0.0
 
 
 def _zone(name: str) -> ZoneInfo:
