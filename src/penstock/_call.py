@@ -7,7 +7,7 @@ binding if no call waits (`_backends.fast_path`), else by the wait loop (`_backe
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator, Hashable, Mapping
-from functools import lru_cache
+from functools import lru_cache, wraps
 from inspect import Parameter, Signature
 from types import coroutine
 from typing import Any, NoReturn, TypeVar, cast
@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar, cast
 from penstock import _log
 from penstock._arguments import of_call
 from penstock._backends import fast_path
-from penstock._backends.base import Binding, LimiterInfo
+from penstock._backends.base import HAS_GIL, Binding, LimiterInfo
 from penstock._backends.wait import LOOP, PLAIN, WaitOptions, emit_grant, wait, wait_in_thread
 from penstock._concurrency.parking import is_over, who_am_i
 from penstock._interruptions import is_an_interruption
@@ -263,6 +263,28 @@ class Call:
             f"{self!r} cannot be pickled or copied: "
             "share it, as it may be entered by any number of tasks, or call the limiter again"
         )
+
+
+def with_lock(kind: type[Call]) -> None:
+    """Let calls note what has entered, and find what leaves, with the lock held: without the GIL no block is one step.
+
+    As one call may be entered by several threads at once, and a permit that is not noted gives its places back.
+    """
+    for name in ("_note", "_withdraw", "_leave", "__exit__"):
+        setattr(kind, name, _locked(getattr(kind, name)))
+
+
+def _locked(method: Callable[..., None]) -> Callable[..., None]:
+    @wraps(method)
+    def locked(self: Call, *given: object) -> None:
+        with self._binding.backend.store.lock:
+            method(self, *given)
+
+    return locked
+
+
+if not HAS_GIL:
+    with_lock(Call)
 
 
 class _AskingCall(Call):

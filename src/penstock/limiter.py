@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 from penstock import _log
 from penstock._backends import backend_over, joined
 from penstock._backends.alike import remember
-from penstock._backends.base import Backend, LimiterInfo, cost_key, joined_info
+from penstock._backends.base import HAS_GIL, Backend, LimiterInfo, cost_key, joined_info
 from penstock._backends.charges import ChargePlan, joint_name
 from penstock._backends.key import Key, joint_states
 from penstock._backends.local import LocalBackend
@@ -523,7 +523,9 @@ class Limiter:
     def _own_call(self) -> Call:
         own = self._own
         if own is None:
-            own = self._own = Call.of(self._backend.bind(self._info, {}))
+            own = Call.of(self._backend.bind(self._info, {}))
+            with self._backend.store.lock:  # one for all threads that come here at once: it knows what they entered
+                own = self._own = self._own or own
         return own
 
     def __aenter__(self) -> Coroutine[Any, Any, Permit]:
@@ -545,7 +547,7 @@ class Limiter:
     def __exit__(self, kind: object, error: object, trace: object, /) -> None:
         own: Any = self._own
         permit = None if own is None else own._entered
-        if permit.__class__ is Entered:
+        if permit.__class__ is Entered or (permit is not None and not HAS_GIL):
             own.__exit__(kind, error, trace)
         elif permit is not None:
             own._entered = None  # no call comes before, so no exception of a signal handler

@@ -17,8 +17,11 @@ from hypothesis import strategies as st
 
 from penstock import Keyed, Limiter, Rate, RateLimited, calendar, in_flight, sliding
 from penstock._backends import fast_path
-from penstock._backends.wait import wait
+from penstock._backends.wait import LOOP, emit_grant, wait
+from penstock._call import DONE, Call, with_lock
 from penstock.limits import Unlimited
+from penstock.permit import EnteredPermit, Permit
+from penstock.stores import MemoryStore
 from penstock.testing import manual_clock
 
 SHAPES = ["".join(shape) for length in range(1, 5) for shape in itertools.product("wfp", repeat=length)]
@@ -205,6 +208,74 @@ def test_the_function_of_a_shape_charges_with_and_without_the_gil(shape, locked)
             levels = [now.level for now in limiter.statistics().limits.values()]
             assert levels == [5 - amount for amount in cost.values()]
         assert limiter.statistics().in_flight == 0
+
+
+class Watched:
+    """A lock that knows whether it is held, and does something before the thread that asks for it next gets it."""
+
+    def __init__(self):
+        self.lock, self.depth, self.before = threading.RLock(), 0, None
+
+    def __enter__(self):
+        before, self.before = self.before, None
+        if before is not None:
+            before()
+        self.lock.acquire()
+        self.depth += 1
+
+    def __exit__(self, *_):
+        self.depth -= 1
+        self.lock.release()
+
+
+def calls_without_the_gil(limiter, written):
+    """A call of a limiter, as calls are without the GIL; `written` gets whether the lock was held at each note."""
+    slot = Call.__dict__["_entered"]
+
+    def note(call, value):
+        written.append(limiter._backend.store.lock.depth > 0)
+        slot.__set__(call, value)
+
+    call = limiter()
+    names = {"Permit": Permit, "EnteredPermit": EnteredPermit, "emit_grant": emit_grant, "DONE": DONE, **LOOP}
+    methods = fast_path.enter_and_leave(call._binding.charge.shape, names, locked=True)
+    kind = type("Call", (Call,), {"__slots__": (), "_entered": property(slot.__get__, note), **methods})
+    with_lock(kind)
+    call.__class__ = kind
+    return call
+
+
+@pytest.mark.anyio
+async def test_without_the_gil_a_call_notes_who_is_inside_with_the_lock_held():
+    """Threads may share it, and a permit that is not noted would give its place back at once."""
+    limiter, written = Limiter(calls=in_flight(9), store=MemoryStore()), []
+    limiter._backend.store.lock = Watched()
+    call = calls_without_the_gil(limiter, written)
+    async with call:
+        pass
+    with call:
+        pass
+    assert len(written) == 4
+    with call, call:
+        async with call, call:
+            assert limiter.statistics().in_flight == 4
+        assert limiter.statistics().in_flight == 2
+    async with call:
+        assert limiter.statistics().in_flight == 1
+    assert limiter.statistics().in_flight == 0
+    assert all(written)
+
+
+@pytest.mark.anyio
+async def test_without_the_gil_a_thread_that_enters_while_another_leaves_keeps_its_place():
+    limiter = Limiter(calls=in_flight(9), store=MemoryStore())
+    lock = limiter._backend.store.lock = Watched()
+    call = calls_without_the_gil(limiter, [])
+    async with call:
+        lock.before = call.__enter__  # in another thread, just before this one has the lock
+    assert limiter.statistics().in_flight == 1
+    call.__exit__(None, None, None)
+    assert limiter.statistics().in_flight == 0
 
 
 # The same as the general path

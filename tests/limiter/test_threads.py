@@ -17,6 +17,9 @@ import anyio
 import pytest
 
 from penstock import Limiter, Rate, RateLimited, in_flight
+from penstock._backends import base
+from penstock._backends.local import LocalBackend
+from penstock._core.places import Hold
 
 SECONDS = float(os.environ.get("PENSTOCK_STRESS") or 2)
 
@@ -199,3 +202,55 @@ def test_the_child_of_a_fork_waits_for_no_thread_of_its_parent():
         [sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, timeout=120, check=False
     )
     assert (child.stdout.strip(), child.stderr) == ("7", "")
+
+
+def test_threads_that_enter_a_limiter_for_the_first_time_at_once_have_a_place_each(monkeypatch):
+    """Until each of them leaves: what one has entered is not lost by what another makes at the same moment."""
+    limiter = Limiter(calls=in_flight(2))
+    together, inside = threading.Barrier(2, timeout=20), threading.Barrier(3, timeout=20)
+    bind = LocalBackend.bind
+
+    def bind_together(*given):
+        together.wait()
+        return bind(*given)
+
+    monkeypatch.setattr(LocalBackend, "bind", bind_together)
+
+    def work():
+        with limiter:
+            inside.wait()
+            inside.wait()
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    inside.wait()
+    held = limiter.statistics().in_flight
+    inside.wait()
+    for thread in threads:
+        thread.join()
+    assert (held, limiter.statistics().in_flight) == (2, 0)
+
+
+def test_a_permit_that_two_threads_change_at_once_gives_back_what_it_was_charged_and_no_more(monkeypatch):
+    """One cancels while the other settles: where the one has begun, it must not undo what the other has done."""
+    limiter = Limiter(tokens="100/day", calls=in_flight(9))
+    limiter.acquire_nowait(tokens=40)
+    settled = threading.Event()
+
+    def settle():
+        permit.settle(tokens=20)
+        settled.set()
+
+    def hold(*given):
+        if not settling.ident:
+            settling.start()
+            settled.wait(0.1)  # it may have to wait for this thread
+        return Hold(*given)
+
+    settling = threading.Thread(target=settle)
+    with limiter(tokens=60) as permit:
+        monkeypatch.setattr(base, "Hold", hold)
+        permit.cancel()
+        settling.join()
+    assert limiter.statistics().limits["tokens"].level < 60.1  # the other call's 40 stay charged

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from penstock.events import LimiterEvent
     from penstock.limits import Limit
 
-HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
-"""Whether a block of Python without a call is one step for other threads: see `fast_path`."""
+HAS_GIL: bool = "free-threading" not in sys.version
+"""Whether a block of Python without a call is one step for other threads: see `fast_path`. Asked of the build, as a
+free-threaded one has the GIL for a moment whenever any thread imports an extension, which may be now."""
 
 
 class LimiterInfo:
@@ -129,8 +130,7 @@ class Grant:
 
     def charged(self) -> tuple[Charges, Receipts]:
         """The charges, limit by limit, and the receipt of each. Leaves the grant in the full form."""
-        binding = self.binding
-        if binding is not None:
+        while (binding := self.binding) is not None:
             at, ended = self.granted_at, self.ended
             # With the meters that were charged: a change may have put others in their place. Of a key the receipts may
             # be all of its numbers, which are one more.
@@ -139,9 +139,23 @@ class Grant:
                 (meter, Hold(0.0 if ended else amount, math.inf) if meter.held else (tat, at))
                 for meter, amount, tat in zip(operands[::2], operands[1::2], self.receipts, strict=False)
             ]
-            self.of(binding.backend, binding.info, binding.charge.charges, receipts, at)
-            self.ended = ended
+            backend, info, charges = binding.backend, binding.info, binding.charge.charges
+            # Unless another thread, or a signal handler, has changed this grant meanwhile. No call from here on.
+            if self.binding is not None and self.ended is ended:
+                self.backend, self.info, self.charges, self.receipts = backend, info, charges, receipts
+                self.binding = None
         return self.charges, self.receipts
+
+    if not HAS_GIL:  # that is no step then
+        _charged = charged
+
+        def charged(self) -> tuple[Charges, Receipts]:
+            """As above, with the lock held."""
+            binding = self.binding
+            if binding is None:
+                return self.charges, self.receipts
+            with binding.backend.store.lock:
+                return self._charged()
 
 
 class Charge:

@@ -282,7 +282,10 @@ def _leave_source(shape: str, *, locked: bool) -> str:
     if "p" not in shape:
         release = []
     else:
-        step = [*_release_step(shape), "    self._entered = None", "    grant.__class__ = Permit", "    return DONE"]
+        # What this call has noted may be another's until the lock is held.
+        noted = " and self._entered is grant" if locked else ""
+        done = ["    self._entered = None", "    grant.__class__ = Permit", "    return DONE"]
+        step = [*_release_step(shape, noted), *done]
         release = [
             "    if grant.__class__ is EnteredPermit and grant.binding is self._binding:",
             *(f"    {line}" for line in (*_before_release(shape), *_indented(step, locked=locked))),
