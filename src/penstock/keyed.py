@@ -21,6 +21,7 @@ from penstock._backends import backend_over, memory_store
 from penstock._backends.base import LimiterInfo
 from penstock._backends.key import Key
 from penstock._backends.keyed import KeyStates
+from penstock._backends.named_keys import kept_keys
 from penstock._call import Call, check_functions, decorated, show_call
 from penstock._introspect import name_of, why_not_plain
 from penstock._numbers import Seconds, read_flag
@@ -48,8 +49,9 @@ class Keyed:
             `{"requests": per_minute(60)}`. It is asked whenever a key is used that nothing holds, in the task or thread
             that uses it and with no lock held; where its answer has changed, what was used stays used. An error of its
             own passes through, and nothing has changed then.
-        name: With a shared store: what the names of the keys' limiters begin with. In memory only errors
-            show it: what keys have used is forgotten with the `Keyed`, so make it once.
+        name: `Keyed` of one name share what their keys have used, as limiters of one name do. In memory the first of
+            them is the fastest, and those with the same options as it; with a shared store, the names of the keys'
+            limiters begin with it.
         store, max_queue, ageing, flow_weights, enforce, on_event: As for `Limiter`.
 
     Safe to use from any number of tasks and threads. A key is anything hashable that equals itself; over a shared store
@@ -98,8 +100,10 @@ class Keyed:
         else:
             like = LimiterInfo(None, max_queue, on_event, enforce=enforce)
             states = KeyStates(memory, fixed or None, seconds, weights, like, Call.of)
-            self._keys = _LocalKeys(states, limits_of)
-            if states.fast:
+            if name is not None:
+                states = kept_keys(name, states)
+            self._keys = _LocalKeys(states, limits_of, like)
+            if states.fast and states.like.options() == like.options():
                 self._fast, self._new = states, key_limiters(states.plan())
         self._limiter = self._keys.limiter
         self._name = name
@@ -208,7 +212,7 @@ def _made_again(recipe: dict[str, Any]) -> Keyed:
 class _LocalKeys:
     """Keys in this process."""
 
-    __slots__ = ("_limits_of", "_states")
+    __slots__ = ("_like", "_limits_of", "_states")
 
     def recipe(self) -> dict[str, Any]:
         raise TypeError(
@@ -216,9 +220,10 @@ class _LocalKeys:
             "a Keyed in each process, or give it a name= and a store= that processes share (SQLiteStore, RedisStore)"
         )
 
-    def __init__(self, states: KeyStates, limits_of: Callable[[Any], LimitsLike] | None) -> None:
+    def __init__(self, states: KeyStates, limits_of: Callable[[Any], LimitsLike] | None, like: LimiterInfo) -> None:
         self._states = states
         self._limits_of = limits_of
+        self._like = like
 
     def __len__(self) -> int:
         return len(self._states)
@@ -233,7 +238,7 @@ class _LocalKeys:
             states.sweep()
         # Asked without the lock: the function is the user's, and may take locks of its own, or its time.
         limits = None if self._limits_of is None or states.is_live(key) else _limits_for(self._limits_of, key)
-        like = states.like
+        like = self._like
         return Limiter.over(
             states.backend(key, limits), LimiterInfo(text_of(key), like.max_queue, like.on_event, enforce=like.enforce)
         )

@@ -6,10 +6,11 @@ units, with other numbers. `charges` works out what cannot be copied.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from penstock._backends.base import Charge, Clearance
+from penstock._backends.base import Charge, Clearance, cost_key
+from penstock._validation import RESERVED, exact_costs, is_plain
 
 _MOST = 1e300
 """Amounts above are looked at more closely."""
@@ -34,6 +35,24 @@ def remember(known: dict[Any, Any], cost: Any, made: Any) -> None:
             return
         known.clear()
     known[cost] = made
+
+
+def charge_of(
+    known: dict[Any, Charge], cost: Mapping[str, float], make: Callable[[Mapping[str, float]], Charge]
+) -> Charge:
+    """The charge of a cost: one of those that are known, or a new one."""
+    plain = RESERVED.isdisjoint(cost)  # else the key is that of another call: `per_user[key](flow="alice")`
+    try:
+        charge = known.get(cost_key(cost)) if plain else None
+    except Exception:
+        if is_plain((*cost.values(),)):
+            raise
+        charge = None  # something that cannot be looked up, as an array of one number
+    if charge is None:
+        charge = make(cost)
+        if plain:
+            remember(known, cost_key(exact_costs(cost)), charge)
+    return charge
 
 
 class Alike:

@@ -58,6 +58,10 @@ class LimiterInfo:
         self.cancelled: int = 0
         self.would_refuse: int = 0
 
+    def options(self) -> tuple[Any, ...]:
+        """What was chosen for it beside its name."""
+        return self.max_queue, self.on_event, self.enforce
+
 
 def joined_info(one: LimiterInfo, other: LimiterInfo, name: str | None) -> LimiterInfo:
     """The info of a joint limiter: the shorter queue of both, and both hooks."""

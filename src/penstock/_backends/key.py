@@ -7,11 +7,11 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
 from penstock._backends import key_numbers
-from penstock._backends.alike import Alike
+from penstock._backends.alike import Alike, charge_of
 from penstock._backends.base import Binding, Charge, Grant, LimiterInfo, Request, joined_info
 from penstock._backends.charges import ChargePlan, joint_name
 from penstock._backends.fast_path import look_closer
-from penstock._backends.keyed import KeyStates, Materialised, charge_closer, charge_of
+from penstock._backends.keyed import KeyStates, Materialised, charge_closer
 from penstock._backends.local import LocalBackend
 from penstock._core.bucket import Bucket
 from penstock._core.limit_state import LimitState

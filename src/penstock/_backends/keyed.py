@@ -37,8 +37,8 @@ from weakref import ref
 
 from penstock import clock
 from penstock._backends import fast_path
-from penstock._backends.alike import Alike, remember
-from penstock._backends.base import HAS_GIL, Binding, Charge, Clearance, Grant, LimiterInfo, cost_key
+from penstock._backends.alike import Alike, charge_of
+from penstock._backends.base import HAS_GIL, Binding, Charge, Clearance, Grant, LimiterInfo
 from penstock._backends.charges import ChargePlan
 from penstock._backends.held_places import expired, note_holder, warn_of_expired
 from penstock._backends.limit_set import LimitSet
@@ -49,7 +49,6 @@ from penstock._core.limit_state import LimitState, meter_for
 from penstock._core.meter import Meter
 from penstock._core.places import Places
 from penstock._text import text_of
-from penstock._validation import RESERVED, exact_costs, is_plain
 from penstock.limits import Limit
 from penstock.stores.memory import MemoryStore
 
@@ -217,9 +216,7 @@ class KeyStates:
         with self.store.lock:
             if self._running:
                 return  # in a signal handler: the meters of the key that is being decided on stay where they are
-            if self._lent:  # let no shared limit refer to a meter that could be packed
-                self._lend(self.meters)
-                self._lent = False
+            self._take_back_meters()
             self._put_one_away()
             self._put_one_away()
             if self.uses >= self.sweep_at:
@@ -230,12 +227,45 @@ class KeyStates:
                 self._yields = forgotten * 8 >= looked
                 self.sweep_at = self.uses + (SWEEP if self._yields else PROBE)
 
+    def _take_back_meters(self) -> None:
+        """Let no shared limit refer to a meter that could be packed."""
+        if self._lent:
+            self._lend(self.meters)
+            self._lent = False
+
     def _put_one_away(self) -> None:
         dead = self.dead
         if dead:
             self._put_away(life := dead[0])
             if dead and dead[0] is life:
                 dead.popleft()
+
+    def is_whole(self) -> bool:
+        """Whether no key has used anything, as far as a short look shows."""
+        with self.store.lock:
+            if self._running:
+                return False
+            self._take_back_meters()
+            self._put_one_away()
+            self._forget(PROBE)
+            return len(self) == 0
+
+    def take_over(self, other: KeyStates) -> None:
+        """Go on from what keys have used of other limits, that nothing decides over any more. With the lock held."""
+        other._keep_what_moves()
+        for key in (*other.live, *other.known, *other.old):
+            states = other._states_of(key)
+            if self.limits is not None:
+                limit_set = LimitSet(self.limits, WaitQueue(), None)
+                limit_set.take_over(states, clock.now(), keep_limits=False)
+                states = limit_set.states
+            plain = self.fast and not _paused(_all(states), clock.now())
+            self.known[key] = [state.meter for state in _all(states)] if plain else states
+
+    def _states_of(self, key: Hashable) -> States:
+        life = self.live.get(key)
+        kept = self.known.get(key) or self.old.get(key) if life is None else life.states
+        return kept if isinstance(kept, dict) else self._part_of(key, None).states
 
     def backend(self, key: Hashable, limits: Limits | None = None) -> LocalBackend:
         """The limits of a key, materialised; `limits` where they are those of a function."""
@@ -500,24 +530,6 @@ class KeyStates:
         numbers, locked = self.new is not None, not self.plain
         fast_path.prepare_key(charge, self._states, self.meters, joint=joint, numbers=numbers, locked=locked)
         return charge
-
-
-def charge_of(
-    known: dict[Any, Charge], cost: Mapping[str, float], make: Callable[[Mapping[str, float]], Charge]
-) -> Charge:
-    """The charge of a cost: one of those that are known, or a new one."""
-    plain = RESERVED.isdisjoint(cost)  # else the key is that of another call: `per_user[key](flow="alice")`
-    try:
-        charge = known.get(cost_key(cost)) if plain else None
-    except Exception:
-        if is_plain((*cost.values(),)):
-            raise
-        charge = None  # something that cannot be looked up, as an array of one number
-    if charge is None:
-        charge = make(cost)
-        if plain:
-            remember(known, cost_key(exact_costs(cost)), charge)
-    return charge
 
 
 def _free(_: WaitQueue, now: float, states: list[LimitState], grant: Grant) -> bool:

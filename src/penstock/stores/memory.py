@@ -20,11 +20,11 @@ __all__ = ["MemoryStore"]
 
 
 class _Named(Protocol):
-    """The limits of one name, with what is used of them."""
+    """The limits of one name, or of the keys of one, with what is used of them."""
 
     @property
-    def users(self) -> Collection[object]:
-        """What decides over them now: empty if no limiter of that name is alive."""
+    def users(self) -> Collection[object] | bool:
+        """What decides over them now: nothing, if no limiter of that name is alive."""
 
     def limits(self) -> dict[str, tuple[Limit, ...]]: ...
 
@@ -35,9 +35,9 @@ class _Named(Protocol):
 class MemoryStore:
     """The limits of one process.
 
-    Limiters of one name in one store share their state. The state stays until all its limits are full again, when it
-    equals that of a new limiter. Limiters without a store share one that belongs to the process. The child of a fork
-    begins with a copy, and from then on counts for itself; waiters wait in the parent.
+    Limiters of one name in one store share their state, and so do `Keyed` of one name. The state stays until all its
+    limits are full again, when it equals that of a new limiter. Limiters without a store share one that belongs to the
+    process. The child of a fork begins with a copy, and from then on counts for itself; waiters wait in the parent.
     """
 
     __slots__ = ("__weakref__", "_finds", "_giving_back", "_names", "_sweep", "deciding", "lock", "postponed")
@@ -48,28 +48,31 @@ class MemoryStore:
         self.postponed: deque[Callable[[], object]] = deque()  # what is to be given back at its end
         self._giving_back = False
         self._finds = 0
-        self._names: dict[str, Any] = {}
-        self._sweep: list[str] = []  # names to look at next
+        self._names: dict[tuple[str, str], Any] = {}
+        self._sweep: list[tuple[str, str]] = []  # names to look at next
         _all.add(self)
 
-    def find(self, name: str, limits: Mapping[str, tuple[Limit, ...]], now: float) -> Any:
-        """What is kept of that name, or None; ConfigurationConflict: a limiter of that name lives with other limits."""
+    def find(self, name: str, limits: Mapping[str, tuple[Limit, ...]], now: float, kind: str = "limiters") -> Any:
+        """What is kept of that name, or None; ConfigurationConflict: one of that name lives with other limits.
+
+        Names of keys are others than those of limiters: `kind` says which are meant.
+        """
         self._finds += 1
         self._forget_two(now)
-        found: _Named | None = self._names.get(name)
+        found: _Named | None = self._names.get((kind, name))
         if found is not None and found.users and found.limits() != limits:
             raise ConfigurationConflict(
-                f'two limiters are named "{name}" but have different limits: {show_limits(found.limits())} there, '
+                f'two {kind} are named "{name}" but have different limits: {show_limits(found.limits())} there, '
                 f"{show_limits(limits)} here. Use one name for one set of limits, or reconfigure() the first"
             )
         return found
 
-    def keep(self, name: str, limits: _Named) -> _Named:
+    def keep(self, name: str, limits: _Named, kind: str = "limiters") -> _Named:
         """Let others find these limits under their name; return those that are found now.
 
         They are others if a signal handler has made some in the middle of the making of these.
         """
-        kept: _Named = self._names.setdefault(name, limits)
+        kept: _Named = self._names.setdefault((kind, name), limits)
         return kept
 
     def _forget_two(self, now: float) -> None:
