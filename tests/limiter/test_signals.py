@@ -318,7 +318,7 @@ def test_a_handler_that_raises_while_a_thread_waits_leaves_no_waiter_behind(make
         return [*what_is_wrong(limiter), *("a thread waits for ever" for thread in threads if thread.is_alive())]
 
     found, points = every_point(lambda _: raise_interrupted(), make, lambda thing: enter(thing[0]), check)
-    assert points > 60  # fewer from one Python to the next
+    assert points > 20  # fewer from one Python to the next, and where the turn is due before the wait has begun
     assert found == {}
 
 
