@@ -496,3 +496,26 @@ def test_no_limit_where_others_count_one_is_a_conflict(processes):
         await two.acquire()
 
     run(processes, main)
+
+
+def test_a_call_that_cost_nothing_at_first_is_charged_its_true_cost(processes):
+    """The store was not asked for it, and never heard of what it cost: as many calls went as asked."""
+
+    async def levels(limiter):
+        permit = await limiter.acquire(requests=0)
+        found = []
+        for requests in (3, 1, 4):
+            permit.settle(requests=requests)
+            found += [await level_of(limiter), permit.cost["requests"]]
+        permit.cancel()
+        permit.cancel()
+        return [*found, await level_of(limiter), permit.cost, limiter.statistics().cancelled]
+
+    async def over_a_store():
+        return await levels(Limiter(requests=per_second(1e-6, burst=5), name="x", store=store_of()))
+
+    in_memory = testing.run(levels, Limiter(requests=per_second(1e-6, burst=5)))
+    assert in_memory[:-2] == pytest.approx([2, 3, 4, 1, 1, 4, 5], abs=1e-3)
+    found = run(processes, over_a_store)
+    assert found[:-2] == pytest.approx(in_memory[:-2], abs=1e-3)
+    assert found[-2:] == in_memory[-2:] == [{}, 1]

@@ -280,10 +280,10 @@ class SharedBackend:
 
     def cost(self, grant: Grant) -> dict[str, float]:
         cost: dict[str, float] = {}
-        if not grant.charges:
-            return cost
         with self.store.lock:
             wanted = _receipts_of(grant).wants()
+        if not (grant.charges or any(wanted.values())):
+            return cost
         for state, amount in wanted.items():
             if not (grant.ended and state.present.held):
                 cost[state.unit] = max(cost.get(state.unit, 0), amount)
@@ -316,9 +316,9 @@ class SharedBackend:
 
     def cancel(self, grant: Grant) -> bool:
         with self.store.lock:
-            if not grant.charges:
-                return False
             receipts = _receipts_of(grant)
+            if not (grant.charges or any(receipts.wants().values())):
+                return False
             self._want(receipts, dict.fromkeys(receipts.wants(), 0.0))
             grant.charges, grant.ended = (), True  # at last: what an exception cuts short can be done again
             grant.info.cancelled += 1
@@ -338,7 +338,7 @@ class SharedBackend:
 
     def _want(self, receipts: StoreReceipts, wanted: dict[SharedLimitState, float]) -> None:
         receipts.wanted = wanted
-        told = not receipts.empty
+        told = bool(wanted)
         if self._unlimited:
             told = receipts.settle_uncounted()
         if told:

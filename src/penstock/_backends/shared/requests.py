@@ -227,14 +227,9 @@ class StoreReceipts:
         """The limit sets that are to be charged."""
         return {state.limit_set for state in self.wants()}
 
-    @property
-    def empty(self) -> bool:
-        """Whether it was charged nothing."""
-        return not self.charges
-
     def queue(self) -> StoreQueue:
         """The queue in front of these limits."""
-        return self.charges[0][0].limit_set.queue
+        return next(iter(self.wants())).limit_set.queue
 
     def stored(self) -> list[_StoredCharge]:
         """What the store has charged."""
