@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from penstock.llm.failures import Action, Verdict
 from penstock.runner.answers import Answer, judge
+from penstock.runner.batch import answers as batch_answers
 
 CHAT, EMBEDDINGS, RESPONSES = "/v1/chat/completions", "/v1/embeddings", "/v1/responses"
 GOOD = b'{"choices":[{"message":{"content":"yes"}}]}'
@@ -70,6 +71,20 @@ def test_an_answer_is_on_one_line_whatever_the_server_wrote():
     """Nothing of its numbers and words is changed."""
     said = judge(CHAT, 200, {}, b'{\r\n "choices": [\n{"n": 1e999, "t": "a\xe2\x80\xa8b"}]}')
     assert said == Answer(b'{   "choices": [ {"n": 1e999, "t": "a\\u2028b"}]}')
+
+
+@pytest.mark.parametrize("number", [b"1e999", b"-1e999", b"-" + b"9" * 5_000, b"9" * 100_000])
+def test_a_number_that_no_integer_and_no_float_can_be_costs_no_answer(number):
+    """As it came, in a stream, and in a file of answers, where null stands for what cannot be written again."""
+    body = b'{"choices":[{"message":{"content":"yes"}}],"usage":{"total_tokens":%s}}' % number
+    assert judge(CHAT, 200, {}, body) == Answer(body)
+    chunk = b'{"choices":[{"index":0,"delta":{"content":"yes"},"finish_reason":"stop"}]}'
+    usage = b'{"choices":[],"usage":{"total_tokens":%s}}' % number
+    said = judge(CHAT, 200, {}, b"data: %s\n\ndata: %s\n\ndata: [DONE]\n\n" % (chunk, usage))
+    assert b'"content":"yes"' in said.body
+    assert said.body.endswith(b'"usage":{"total_tokens":null}}')
+    line = batch_answers.read(b'{"custom_id":"a","response":{"status_code":200,"body":%s}}' % body)
+    assert batch_answers.judge(CHAT, line) == Answer(body.replace(number, b"null"))
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,22 @@ def test_a_completion_a_response_and_a_message_are_read_too():
     }
 
 
+@pytest.mark.parametrize(("text", "given"), [('{"a": "b', '{"a": "b'), ('{"a": NaN}', {"a": None}), ("", {})])
+def test_a_tool_s_input_that_is_no_json_costs_no_answer(text, given):
+    """As where the answer ended at its `max_tokens`: it is kept as text, and not asked for, and paid for, again."""
+    message = stream(
+        {"type": "message_start", "message": {"id": "m", "content": []}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "tool_use", "name": "f", "input": {}}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "input_json_delta", "partial_json": text}},
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": {"stop_reason": "max_tokens"}, "usage": {"output_tokens": 5}},
+        {"type": "message_stop"},
+        done=False,
+    )
+    said = answered("/v1/messages", message)
+    assert (said["content"][0]["input"], said["stop_reason"]) == (given, "max_tokens")
+
+
 def test_a_stream_that_ends_too_early_is_asked_for_again():
     whole = stream(chunk({"content": "a"}), chunk({"content": "b"}, "stop"))
     for length in range(6, len(whole)):

@@ -39,6 +39,7 @@ __all__ = [
     "Row",
     "custom_id_digest",
     "dump_json",
+    "load_finite_json",
     "load_json",
     "named_key",
     "named_keys",
@@ -364,13 +365,30 @@ def _digest(data: bytes) -> int:
 def load_json(text: bytes | str) -> Any:
     """Read JSON as the standard has it: NaN and Infinity are errors here, as they are to every server.
 
+    A number that no float and no integer of Python's can be is infinite.
+
     Raises:
         ValueError: It is not JSON.
         RecursionError: It is nested too deeply.
     """
     if not isinstance(text, str):
         text = text.decode(json.detect_encoding(text), "surrogatepass")
-    return _DECODER.decode(text)
+    try:
+        return _DECODER.decode(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # a whole number with more digits than `int` reads, or NaN
+        return _LONG_DECODER.decode(text)
+
+
+def load_finite_json(text: str) -> Any:
+    """Read what looks like JSON, with None for each number that JSON could not be written with again.
+
+    Raises:
+        ValueError: It is not JSON, but for NaN and Infinity.
+        RecursionError: It is nested too deeply.
+    """
+    return _FINITE_DECODER.decode(text)
 
 
 def dump_json(value: Any) -> bytes:
@@ -457,7 +475,24 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+def _finite(digits: str) -> float | None:
+    number = float(digits)
+    return number if math.isfinite(number) else None
+
+
+_MOST_DIGITS = 4_000
+"""Of a whole number that is read as one; Python itself refuses 4,300."""
+
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_LONG_DECODER = json.JSONDecoder(
+    parse_constant=_refuse_constant,
+    parse_int=lambda digits: int(digits) if len(digits) < _MOST_DIGITS else float(digits),
+)
+_FINITE_DECODER = json.JSONDecoder(
+    parse_constant=lambda _: None,
+    parse_float=_finite,
+    parse_int=lambda digits: int(digits) if len(digits) < _MOST_DIGITS else None,
+)
 
 
 def _read_object(line: bytes) -> dict[str, Any]:

@@ -7,10 +7,10 @@ is in them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from penstock.runner.source import dump_json, load_json
+from penstock.runner.source import dump_json, load_finite_json, load_json
 
 __all__ = ["StreamError", "assemble", "is_stream"]
 
@@ -40,16 +40,23 @@ def is_stream(content: bytes) -> bool:
 
 
 def assemble(content: bytes) -> bytes:
-    """The answer that a stream tells piece by piece.
+    """The answer that a stream tells piece by piece; null for a number in it that JSON does not have.
 
     Raises:
         StreamError: It holds an error, or ends too early.
         ValueError: It is no stream of JSON.
         RecursionError: It is nested too deeply.
     """
+    try:
+        return _assembled(content, load_json)
+    except ValueError:
+        return _assembled(content, load_finite_json)
+
+
+def _assembled(content: bytes, load: Callable[[str], Any]) -> bytes:
     answer: dict[str, Any] = {}
     is_over = False
-    for event in _events(content):
+    for event in _events(content, load):
         if event is None:
             is_over = is_over or bool(answer)
             continue
@@ -69,7 +76,7 @@ def assemble(content: bytes) -> bytes:
     return dump_json(answer)
 
 
-def _events(content: bytes) -> Iterator[dict[str, Any] | None]:
+def _events(content: bytes, load: Callable[[str], Any]) -> Iterator[dict[str, Any] | None]:
     """The objects of the events; None for `[DONE]`."""
     data: list[str] = []
     for line in [*content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").split("\n"), ""]:
@@ -80,7 +87,7 @@ def _events(content: bytes) -> Iterator[dict[str, Any] | None]:
             if text.strip() == "[DONE]":
                 yield None
             else:
-                event = load_json(text)
+                event = load(text)
                 if isinstance(event, dict):
                     yield event
 
@@ -158,11 +165,19 @@ def _add_message(answer: dict[str, Any], kind: str, event: dict[str, Any]) -> bo
     elif kind == "content_block_stop" and answer.get("content"):
         block = answer["content"][-1]
         if "partial_json" in block:
-            block["input"] = load_json(block.pop("partial_json") or "{}")
+            block["input"] = _read(block.pop("partial_json"))
     elif kind == "message_delta":
         answer.update({name: value for name, value in (event.get("delta") or {}).items() if value is not None})
         answer["usage"] = {**(answer.get("usage") or {}), **(event.get("usage") or {})}
     return kind == "message_stop"
+
+
+def _read(text: str) -> Any:
+    """A tool's input; as text if it is no JSON, as where the answer ended at its `max_tokens`."""
+    try:
+        return load_finite_json(text or "{}")
+    except ValueError:
+        return text
 
 
 def _add_delta(block: dict[str, Any], delta: dict[str, Any]) -> None:

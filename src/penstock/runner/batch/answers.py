@@ -9,7 +9,7 @@ from typing import Any
 from penstock.llm.failures import Action, Verdict
 from penstock.runner import answers
 from penstock.runner.answers import Answer
-from penstock.runner.source import custom_id_digest, dump_json, load_json
+from penstock.runner.source import custom_id_digest, dump_json, load_finite_json, load_json
 
 __all__ = ["Answer", "ResultLine", "judge", "read"]
 
@@ -67,7 +67,7 @@ def judge(path: str, result: ResultLine) -> Answer | Verdict:
     """Say how a row of an endpoint ended."""
     if result.status:
         try:
-            content = dump_json(result.body)
+            content = _written(result.body)
         except (ValueError, RecursionError):
             return Verdict(
                 Action.PERMANENT, None, "invalid_response", "the answer in the batch cannot be written as JSON"
@@ -81,3 +81,11 @@ def judge(path: str, result: ResultLine) -> Answer | Verdict:
         return Verdict(Action.BACK_OFF, None, code or "no_result", message or "the batch has no answer to this row")
     found = answers.judge(path, 200, {}, dump_json({"error": result.error}))
     return found if isinstance(found, Verdict) else Verdict(Action.PERMANENT, None, str(code), message)
+
+
+def _written(body: Any) -> bytes:
+    """A body as JSON; null for a number in it that JSON does not have."""
+    try:
+        return dump_json(body)
+    except ValueError:
+        return dump_json(load_finite_json(json.dumps(body)))
