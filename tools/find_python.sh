@@ -15,7 +15,7 @@ if [ $# -gt 0 ]; then
     echo "penstock: $1 is not a Python 3.11 or newer with venv and ensurepip ($advice)" >&2
     exit 1
 fi
-for name in python3.13 python3.12 python3.11 python3 python; do
+for name in python3.14 python3.13 python3.12 python3.11 python3 python; do
     IFS=:
     for folder in $PATH; do
         if [ -x "$folder/$name" ] && "$folder/$name" -c "$works" >/dev/null 2>&1; then

