@@ -41,6 +41,7 @@ async def test_a_parker_of_another_thread_is_not_of_the_loop_that_runs_beside_it
     assert parking.here().home is asyncio.get_running_loop()
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="asyncio enters no task inside another from 3.14 on")
 @pytest.mark.asyncio
 async def test_a_loop_that_is_run_inside_another_has_its_own_parkers():
     """Programs and libraries such as nest_asyncio do that, each in its own way."""

@@ -11,10 +11,8 @@ Three things leave ordinary locks locked for ever, and each is answered here onc
 
 - A fork while another thread holds the lock: that thread does not exist in the child. Every lock is new in a child.
 - A signal handler, or a `__del__` in a garbage collection, that uses the same object: the lock is reentrant.
-- A signal handler that raises between taking a lock and `try:`. CPython runs signal handlers between certain
-  instructions only, and none of them is between the end of the lock's `__enter__`, which is C code, and the body of
-  `with`. So the lock is always taken by `with self._lock:`, never by `acquire()`, and never through a Python
-  `__enter__`.
+- A signal handler that raises between taking a lock and `try:`. The lock is always taken by `with self._lock:`, never
+  by `acquire()`; `locks` says why that is enough.
 
 Copies are the object itself, because its state belongs to all that share it. It cannot be pickled, for the same reason:
 that much holds for an `OfThisProcess` without a lock too.
@@ -23,11 +21,12 @@ that much holds for an `OfThisProcess` without a lock too.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn, Self, TypeVar
 from weakref import WeakSet
+
+from penstock._concurrency.locks import new_lock
 
 Member = TypeVar("Member")
 
@@ -93,14 +92,14 @@ class SharedState(OfThisProcess):
 
     def __new__(cls, *_args: Any, **_options: Any) -> Self:
         self = super().__new__(cls)
-        self._lock = threading.RLock()
+        self._lock = new_lock()
         _alive.add(self)
         return self
 
 
 def _renew_locks() -> None:
     for each in members(_alive):
-        each._lock = threading.RLock()
+        each._lock = new_lock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -5,10 +5,10 @@ Clients of one address and key share what they learn, for as long as one of them
 
 from __future__ import annotations
 
-import threading
 import weakref
 from typing import Any
 
+from penstock._concurrency.locks import new_lock
 from penstock.llm.discovered import discovered
 from penstock.llm.endpoints import Endpoint, Endpoints
 from penstock.llm.shared_limits import shared
@@ -19,7 +19,7 @@ __all__ = ["Accounts"]
 _KEYS = ("authorization", "x-api-key", "api-key", "x-goog-api-key")
 _Where = tuple[str, str, Store | None]
 _shared: weakref.WeakValueDictionary[_Where, _Account] = weakref.WeakValueDictionary()
-_lock = threading.Lock()
+_lock = new_lock()
 
 
 class _Account:

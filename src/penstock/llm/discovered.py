@@ -7,12 +7,12 @@ Learned               the kind of limit that its limiter has: its meter is the e
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from penstock import InFlight, Limit, Limiter, Meter, Permit, Rate, clock, in_flight
+from penstock._concurrency.locks import new_lock
 from penstock.llm import tables
 from penstock.llm.discovery import UnitEstimate
 from penstock.llm.endpoints import Endpoint, Endpoints, EndpointStatistics, LimitLevel, RequestInFlight
@@ -132,7 +132,7 @@ class DiscoveredEndpoint(Endpoint):
         self._answered = False
         self._is_stated = False
         self._woken_at = -math.inf
-        lock = threading.RLock()
+        lock = new_lock()
         estimates = {
             unit: UnitEstimate(charges_refused=unit == "requests", charged_late=unit == "output_tokens")
             for unit in units

@@ -21,13 +21,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import threading
 from collections import deque
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 
 from penstock import Calendar, InFlight, Limit, Limiter, Permit, Rate, Sliding, Statistics, clock
 from penstock._chance import CHANCE
+from penstock._concurrency.locks import new_lock
 from penstock.llm.discovery import UnitEstimate
 from penstock.llm.failures import Verdict
 from penstock.llm.headers import Quota, Reading
@@ -156,7 +156,7 @@ class Endpoint:
     def __init__(self, limiter: Limiter) -> None:
         self.limiter = limiter
         self.successor: Endpoint | None = None
-        self._lock = threading.RLock()
+        self._lock = new_lock()
         self._is_shared = not isinstance(limiter.store, MemoryStore)
         self._asked = False
         self._made_up_at = -math.inf
@@ -531,7 +531,7 @@ class Endpoints:
         self._group = group
         self._most = most
         self._made: dict[str, Endpoint] = {}
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def of(self, name: str) -> Endpoint:
         """The endpoint of that name.

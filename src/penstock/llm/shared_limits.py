@@ -9,11 +9,11 @@ there is nothing to agree on. What no answer tells, each process goes on measuri
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Mapping
 from typing import Any
 
 from penstock import Limiter, Rate
+from penstock._concurrency.locks import new_lock
 from penstock.llm import tables
 from penstock.llm.discovered import DiscoveredEndpoint
 from penstock.llm.endpoints import Endpoint, Endpoints, RequestInFlight, counted_unit, stated_by
@@ -32,7 +32,7 @@ class Keeper:
         self._store = store
         self._name = name
         self._stated: dict[tuple[str, str], Rate] = {}
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def heard(self, endpoint: Endpoint, request: RequestInFlight, reading: Reading) -> None:
         """An answer tells limits: where they are new, the endpoint is succeeded by one that has them.

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from penstock import Limiter
+from penstock._concurrency.locks import new_lock
 from penstock._numbers import Seconds
 from penstock.llm.discovered import DiscoveredEndpoint
 from penstock.llm.endpoints import Endpoint
@@ -183,7 +184,7 @@ class _Open:
         self._process = os.getpid()
         # Behind the end nothing is given to the loop, since nobody would take it. Reentrant: a signal's handler may
         # close the sender in the middle of a call.
-        self._lock = threading.RLock()
+        self._lock = new_lock()
         self._has_ended = False
         started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
         self._thread = threading.Thread(target=self._run, args=(started,), name="penstock sender", daemon=True)

@@ -23,6 +23,7 @@ from urllib.parse import quote
 from weakref import WeakValueDictionary
 from zoneinfo import ZoneInfo
 
+from penstock._concurrency.locks import new_lock
 from penstock._core.decision import decide as decide_rows
 from penstock._core.decision import reshape
 from penstock._core.lease import working
@@ -388,7 +389,7 @@ class Store(ABC):
         self.on_outage = on_outage
         self.share: float | None = part
         self.on_event = on_event
-        self.lock: threading.RLock = threading.RLock()
+        self.lock: threading.RLock = new_lock()
         self.in_use: bool = False  # whether there may be a thread, and connections
         self.dispatcher: Any = None  # what takes batches here, once there is something to send
 

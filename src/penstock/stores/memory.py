@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 from weakref import WeakSet
 
+from penstock._concurrency.locks import new_lock
 from penstock._concurrency.shared_state import around_forks
 from penstock.errors import ConfigurationConflict
 from penstock.limits import Limit, show_limits
@@ -43,7 +44,7 @@ class MemoryStore:
     __slots__ = ("__weakref__", "_finds", "_giving_back", "_names", "_sweep", "deciding", "lock", "postponed")
 
     def __init__(self) -> None:
-        self.lock: threading.RLock = threading.RLock()
+        self.lock: threading.RLock = new_lock()
         self.deciding: bool = False  # whether the thread that holds the lock is in the middle of a decision
         self.postponed: deque[Callable[[], object]] = deque()  # what is to be given back at its end
         self._giving_back = False

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote
 from zoneinfo import ZoneInfo
 
+from penstock._concurrency.locks import new_lock
 from penstock._concurrency.shared_state import around_forks
 from penstock._core.decision import decide, reshape
 from penstock._core.rows import DamagedRow
@@ -66,7 +67,7 @@ class Records:
         self.name: str = name
         self.place_ttl: float = store.place_ttl
         self._own = store.another()  # the store of the limiters is its dispatcher's alone
-        self.lock: threading.RLock = threading.RLock()
+        self.lock: threading.RLock = new_lock()
         _all.add(self)
 
     def close(self) -> None:
@@ -251,7 +252,7 @@ def _before_fork(records: Records) -> None:
 
 
 def _after_fork_in_child(records: Records) -> None:
-    records.lock = threading.RLock()
+    records.lock = new_lock()
 
 
 _all: weakref.WeakSet[Records] = weakref.WeakSet()
