@@ -6,6 +6,7 @@ import json
 import os
 import re
 import stat
+import sys
 import threading
 from dataclasses import fields
 from pathlib import Path
@@ -181,7 +182,7 @@ def test_a_report_of_a_ledger_may_go_to_standard_output_by_name(folder, capsys, 
         (["errors", "/"], "cannot read /: Is a directory"),
         (["report", "l.db", "-o", "."], "cannot write .: Is a directory"),
         (["report", "l.db", "-o", "/"], "cannot write /: Is a directory"),
-        (["report", "x" * 5_000], "File name too long"),
+        (["report", "x" * 5_000], "File name too long" if sys.version_info < (3, 14) else "there is no ledger"),
         (["report", "l.db", "--model", "\udcff"], "an argument holds a byte that is not UTF-8"),
     ],
 )

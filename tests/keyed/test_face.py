@@ -237,9 +237,9 @@ async def test_a_key_that_is_entered_by_itself_costs_one_call_each_time():
 def test_keys_are_not_iterated_over():
     """Every key has a limiter: whoever asks which there are, or for one among them, would never hear the end of it."""
     per_user = Keyed(requests=per_second(1))
-    with pytest.raises(TypeError, match="not iterable"):
+    with pytest.raises(TypeError, match=r"not (iterable|a container)"):
         iter(per_user)
-    with pytest.raises(TypeError, match="not iterable"):
+    with pytest.raises(TypeError, match=r"not (iterable|a container)"):
         "alice" in per_user  # noqa: B015 - it raises
 
 
