@@ -9,13 +9,16 @@ import pytest
 
 from penstock._concurrency.locks import RaisingLock, new_lock
 
+CHOSEN = [new_lock, *([RaisingLock] if hasattr(threading.RLock(), "_recursion_count") else [])]
+"""Early releases of 3.11 cannot have the lock that is for 3.14."""
+
 
 class StopError(Exception):
     pass
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timers that send signals")
-@pytest.mark.parametrize("make", [new_lock, RaisingLock])
+@pytest.mark.parametrize("make", CHOSEN)
 def test_a_handler_that_raises_as_a_lock_is_taken_or_given_back_leaves_it_free(make):
     """Real signals, in a program that does little else. With an RLock on CPython 3.14 two of three left it held."""
     lock, armed, left_held = make(), False, 0
@@ -47,7 +50,7 @@ def test_a_handler_that_raises_as_a_lock_is_taken_or_given_back_leaves_it_free(m
     assert left_held == 0
 
 
-@pytest.mark.parametrize("make", [new_lock, RaisingLock])
+@pytest.mark.parametrize("make", CHOSEN)
 def test_a_lock_is_reentrant_and_keeps_other_threads_out(make):
     lock, inside = make(), []
 
