@@ -19,14 +19,7 @@ Receipts = list[tuple[Meter, Any]]
 
 def ready_at(charges: Charges, now: float) -> tuple[float, LimitState | None]:
     """The earliest moment at which all of `charges` could be made, and the state that is ready last."""
-    latest, last = now, None
-    for state, amount in charges:
-        ready = state.meter.ready_at(amount, now)
-        if state.paused_until > ready:
-            ready = state.paused_until
-        if ready > latest:
-            latest, last = ready, state
-    return latest, last
+    return ready_behind(charges, {}, now)
 
 
 def ready_behind(charges: Charges, ahead: Mapping[Any, float], now: float) -> tuple[float, LimitState | None]:

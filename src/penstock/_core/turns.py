@@ -15,7 +15,7 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any
 
-from penstock._core.charging import Charges, Receipts, charge_if_ready, ready_at, when_ready
+from penstock._core.charging import Charges, Receipts, charge_if_ready, when_ready
 from penstock._core.limit_state import LimitState
 from penstock._core.queue import Queue
 from penstock._core.shapes import MANY, Order, ShapeIndex, Sleepers
@@ -80,27 +80,16 @@ def admit(queue: Queue, now: float, grant: Grant, *, changed: bool = True) -> fl
     Returns:
         The next moment at which a turn may come if nothing else happens; `inf` if only a release helps.
     """
-    if queue.index is None and queue.shape_count <= MANY:
-        queue.due = _admit_few(queue, now, grant)
-    else:
-        if changed:
-            queue.wake(None)
-        queue.due = _admit_many(queue, now, grant)
-    if queue.due <= now:
-        _admit_again(queue, now, grant)
-    return queue.due
-
-
-def _admit_again(queue: Queue, now: float, grant: Grant) -> None:
-    """Go through the queue anew, until that changes its order no more.
-
-    A flow that is served comes later from then on: another's waiter may be the first of a shape now, or come before the
-    one that it would have delayed.
-    """
-    while queue.due <= now:
-        queue.due = now  # what is late was dated back already
+    if changed:
+        queue.wake(None)
+    while True:
         few = queue.index is None and queue.shape_count <= MANY
         queue.due = (_admit_few if few else _admit_many)(queue, now, grant)
+        if queue.due > now:
+            return queue.due
+        # A flow that was served comes later from then on: another's waiter may be the first of a shape now, or come
+        # before the one that it would have delayed. What is late was dated back already.
+        queue.due = now
 
 
 def _admit_few(queue: Queue, now: float, grant: Grant) -> float:
@@ -345,7 +334,7 @@ class _Turn:
 def could_go(queue: Queue, waiter: Waiter, now: float) -> bool:
     """Whether `waiter`, which is in `queue`, would have a turn now, if no other waiter went first."""
     charges: Charges = waiter.charges
-    if ready_at(charges, now)[0] > now:
+    if when_ready(charges, now) > now:
         return False
     for _, earlier in queue.heads(now):
         if earlier is waiter:
