@@ -35,6 +35,7 @@ ORDER = (
     "_concurrency",  # how a task or a thread waits and is woken
     "_introspect",  # what kind of function one decorates
     "_run_inside",  # each call of it inside a context manager
+    "_stated_times",  # spans and moments as services write them
     "_retry_after",  # what the server asked for
     "_user_errors",  # which errors count, and asking the user about them
     "_validation",  # what users write, read and checked

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from datetime import UTC
 from typing import Any
 
 from penstock import clock
 from penstock._interruptions import is_an_interruption
 from penstock._numbers import read_seconds
+from penstock._stated_times import asked_by
 
 
 def retry_after(exception: BaseException | None) -> float | None:
@@ -54,7 +54,7 @@ def _asked_by(exception: BaseException) -> float | None:
     headers = _headers(response)
     if headers is None:
         headers = _headers(exception)
-    return None if headers is None else _asked_by_headers(headers)
+    return None if headers is None else asked_by(headers, wall=clock.wall())
 
 
 def attribute_of(holder: object, name: str) -> Any:
@@ -77,26 +77,6 @@ def _headers(holder: object) -> Mapping[str, Any] | None:
     return headers if callable(attribute_of(headers, "items")) else None
 
 
-def _asked_by_headers(headers: Mapping[str, Any]) -> float | None:
-    found = {str(name).lower(): value for name, value in headers.items()}
-    milliseconds = _seconds(found.get("retry-after-ms"))
-    if milliseconds is not None:
-        return milliseconds / 1000
-    asked = found.get("retry-after")
-    seconds = _seconds(asked)
-    if seconds is not None and seconds < _EPOCH:
-        return seconds
-    moment = _http_date(asked) if seconds is None else seconds / (1_000 if seconds >= 100 * _EPOCH else 1)
-    if moment is None:
-        return None
-    sent = _http_date(found.get("date"))
-    return max(0.0, moment - (clock.wall() if sent is None else sent))
-
-
-_EPOCH = 1e9
-"""A number above this is no span of seconds, but a moment since 1970, in seconds or milliseconds."""
-
-
 def _seconds(value: object) -> float | None:
     """Read a number of seconds, 0 or more and finite, also from a header's text; anything else is None."""
     if isinstance(value, str | bytes):
@@ -106,17 +86,3 @@ def _seconds(value: object) -> float | None:
             return None
     seconds = read_seconds(value)
     return float(seconds) if seconds is not None and 0 <= seconds < math.inf else None
-
-
-def _http_date(value: object) -> float | None:
-    if not isinstance(value, str):
-        return None
-    import email.utils
-
-    try:
-        moment = email.utils.parsedate_to_datetime(value)
-    except (ValueError, OverflowError):
-        return None
-    if moment.tzinfo is None:  # "-0000" and the asctime form: HTTP dates are GMT
-        moment = moment.replace(tzinfo=UTC)
-    return moment.timestamp()

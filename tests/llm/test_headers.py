@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock._stated_times import asked_by, duration
 from penstock.llm import headers
 
 RECORDED = [
@@ -52,12 +53,12 @@ def triple(unit, limit, remaining, reset, status=200):
     ],
 )
 def test_a_duration_is_read_as_go_writes_it(text, seconds):
-    assert headers.duration(text) == pytest.approx(seconds, abs=1e-12)
+    assert duration(text) == pytest.approx(seconds, abs=1e-12)
 
 
 @pytest.mark.parametrize("text", ["", "5", "s", "5x", "5s!", "-5s", "5 s", "1s2", "nan", "1e3s", "\u0665s"])
 def test_what_is_no_duration_is_none(text):
-    assert headers.duration(text) is None
+    assert duration(text) is None
 
 
 def test_every_recorded_header_is_understood():
@@ -214,7 +215,7 @@ def test_moments_are_measured_against_the_responses_own_date():
     ],
 )
 def test_retry_after_comes_as_seconds_milliseconds_or_a_date(fields, seconds):
-    assert headers.retry_after(fields, wall=10.0) == seconds
+    assert asked_by(fields, wall=10.0) == seconds
 
 
 def test_retry_after_on_a_success_is_ignored():

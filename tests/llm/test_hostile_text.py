@@ -13,6 +13,7 @@ import random
 import pytest
 
 from penstock import Limiter
+from penstock._stated_times import duration
 from penstock.llm import headers, rate_limit_info, retry_on
 from penstock.llm.failures import Action, judge, message_wait
 from penstock.llm.usage_reader import UsageReader
@@ -77,7 +78,7 @@ READERS = {
     "a body": lambda text: judge(429, text),
     "an error": judged,
     "headers": read_headers,
-    "a duration": headers.duration,
+    "a duration": duration,
     "usage": read_usage,
     "an SDK's error": lambda text: (retry_on(Failed(text)), rate_limit_info(Failed(text)), retry_after(Failed(text))),
     "a limit": limiter,

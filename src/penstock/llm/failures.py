@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from penstock import clock
 from penstock._retry_after import attribute_of
+from penstock._stated_times import asked_by, duration
 from penstock.errors import AttemptTimeout, CircuitOpen, CostError, PenstockError, RateLimited, Unreachable
 from penstock.llm import headers as _headers
 from penstock.llm.wording import LONGEST, RateLimitInfo, info_of, message_wait, never_fits, quota_named
@@ -173,7 +174,7 @@ def judge(status: int, body: Any = None, headers: Mapping[str, str] | None = Non
         headers: Names in any case. Read for `retry-after-ms`, `retry-after`, `date` and `x-should-retry`.
     """
     error = _error(body)
-    asked = None if headers is None else _headers.retry_after(headers, wall=clock.wall())
+    asked = None if headers is None else asked_by(headers, wall=clock.wall())
     worded = message_wait(error.message)
     # Header and message round differently ("1" and "6ms"): believing the longer one is never too early. A hint of 0, or
     # a date that has passed, is none: a request that is sent again at once is refused again.
@@ -462,7 +463,7 @@ def _details(details: Any) -> tuple[RateLimitInfo, bool]:
             continue
         delay = detail.get("retryDelay")
         if isinstance(delay, str):
-            info = replace(info, wait=_headers.duration(delay[:50]))
+            info = replace(info, wait=duration(delay[:50]))
         violations = detail.get("violations")
         for violation in violations[:20] if isinstance(violations, list) else ():
             if isinstance(violation, dict):

@@ -14,18 +14,26 @@ only be a limit per day. A reset that fits no period is dropped; limit and remai
 
 from __future__ import annotations
 
-import email.utils
-import math
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from decimal import Decimal
 from typing import TYPE_CHECKING
+
+from penstock._stated_times import (
+    EPOCH,
+    NUMBER,
+    asked_by,
+    by_lower_name,
+    date_in,
+    duration,
+    http_date_in,
+    moment_of,
+    number_in,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["NOTHING_STATED", "Quota", "Reading", "duration", "read", "retry_after"]
+__all__ = ["NOTHING_STATED", "Quota", "Reading", "read"]
 
 DAY = 86_400.0
 MONTH = 30 * DAY
@@ -34,23 +42,9 @@ MONTH = 30 * DAY
 PERIODS = (60.0, DAY, 1.0, 10.0, 3_600.0, MONTH)
 """The periods in use, in the order in which they are believed where several fit."""
 
-_STEP = {
-    "ns": Decimal("1e-9"),
-    **dict.fromkeys(("us", "µs", "μs"), Decimal("1e-6")),
-    "ms": Decimal("0.001"),
-    "s": Decimal(1),
-    "m": Decimal(60),
-    "h": Decimal(3_600),
-    "d": Decimal(86_400),
-}
-_PART = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ns|us|µs|μs|ms|s|m|h|d)", re.ASCII)  # both spellings of micro occur
-_NUMBER = re.compile(r"\d+(?:\.\d+)?|\.\d+", re.ASCII)
 _NAMED_PERIODS = {"second": 1.0, "minute": 60.0, "hour": 3_600.0, "day": DAY, "month": MONTH}
 _PER_NAME = re.compile(r"(?:^|-)(?:(\d{1,6})-)?(second|minute|hour|day|month)$", re.ASCII)
 _LENGTHS = (60.0, 3_600.0, DAY, MONTH)
-_EPOCH = 1e9
-"""A number above this is no span of seconds, but a moment since 1970."""
-
 _WHOSE = re.compile(r"(.+)-(limit|remaining|reset)-(requests|tokens)")
 """LiteLLM's proxy says whose limit it is: `x-ratelimit-api_key-remaining-requests`."""
 
@@ -73,15 +67,8 @@ _SHOPIFY, _SHOPIFYS_PERIOD = "x-shopify-shop-api-call-limit", "20"
 _BUCKETS = ("x-ratelimit-bucket", "x-ratelimit-resource", "ratelimit-name")
 """Discord's, GitHub's and GitLab's name for what shares a limit."""
 
-_LONGEST = 256
-"""Characters of a header that is worth reading: what is longer is no number and no date."""
-
-_LISTS = {"ratelimit": 4 * _LONGEST, "ratelimit-policy": 4 * _LONGEST}
-"""The same of headers that tell of several limits."""
-
 _ITEMS = re.compile(r'(?:"[^"]*"|[^",])+')
 _PARAMETERS = re.compile(r'(?:"[^"]*"|[^";])+')
-_SECONDS = re.compile(r"(\d+(?:\.\d+)?) ?sec(?:ond)?s?", re.ASCII | re.IGNORECASE)
 
 _UNITS = {
     "req": "requests",
@@ -172,7 +159,7 @@ def read(headers: Mapping[str, str], status: int, *, wall: float) -> Reading:
     """
     if 200 <= status < 300 and not any("limit" in name.lower() for name in headers):
         return NOTHING_STATED
-    lower = _readable(headers)
+    lower = by_lower_name(headers)
     stated: dict[str, dict[str, str]] = {}
     for header, value in lower.items():
         name, field = _limit_of(header)
@@ -189,7 +176,7 @@ def read(headers: Mapping[str, str], status: int, *, wall: float) -> Reading:
     quotas = (_quota(name, fields, sent) for name, fields in sorted(stated.items()))
     return Reading(
         quotas=tuple(quota for quota in quotas if quota is not None),
-        retry_after=None if 200 <= status < 300 else retry_after(lower, wall=wall),
+        retry_after=None if 200 <= status < 300 else asked_by(lower, wall=wall),
         bucket=next((lower[name] for name in _BUCKETS if name in lower), ""),
     )
 
@@ -212,51 +199,6 @@ def _limit_of(header: str) -> tuple[str, str]:
         return "", ""
     name, _, field = rest.rpartition("-")  # the other way round: Anthropic's, Linear's
     return name, field
-
-
-def retry_after(headers: Mapping[str, str], *, wall: float) -> float | None:
-    """Seconds that the server asks to stay away: `retry-after-ms`, else `retry-after` (a number or an HTTP date).
-
-    A date is measured against the response's own `Date`, so a clock of ours that is wrong does no harm.
-    """
-    lower = _readable(headers)
-    milliseconds = _number(lower.get("retry-after-ms", ""))
-    if milliseconds is not None:
-        return milliseconds / 1_000
-    text = lower.get("retry-after", "").strip()
-    several = [_number(part) for part in text.split(",")]  # of two proxies: both are to be waited for
-    numbers = [number for number in several if number is not None]
-    if len(numbers) == len(several):
-        seconds = max(numbers)
-        return seconds if seconds < _EPOCH else max(0.0, _moment(seconds) - _sent(lower, wall))
-    worded = _SECONDS.fullmatch(text)
-    if worded is not None:
-        return float(worded[1])
-    moment = _date(text)
-    return duration(text) if moment is None else max(0.0, moment - _sent(lower, wall))
-
-
-def duration(text: str) -> float | None:
-    """Seconds in a duration as Go writes it: `0s`, `120ms`, `1m6.779s`, `23h18m29.144s`, `7.44ms`. None: it is none."""
-    text = text.strip()[:_LONGEST]
-    seconds = Decimal(0)  # in binary, 950 ms would be a little more than 0.95 s
-    at = 0
-    for part in _PART.finditer(text):
-        if part.start() != at:
-            return None
-        seconds += Decimal(part[1]) * _STEP[part[2]]
-        at = part.end()
-    return float(seconds) if at and at == len(text) else None
-
-
-def _readable(headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers with names in lower case, without those that cannot be read. Never raises."""
-    found: dict[str, str] = {}
-    for header, value in headers.items():
-        name, text = header.lower(), str(value)
-        if len(name) <= _LONGEST and len(text) <= _LISTS.get(name, _LONGEST):
-            found[name] = text
-    return found
 
 
 def _ietf(headers: Mapping[str, str], stated: dict[str, dict[str, str]]) -> None:
@@ -310,7 +252,7 @@ def _items(text: str) -> list[tuple[str, dict[str, str]]]:
 def _smaller(fields: Mapping[str, str]) -> dict[str, str]:
     """Of `500, 100`, which come from two proxies, the smaller limit, and what is said of that one."""
     parts = {field: text.split(",") if text.strip()[:1].isdigit() else [text] for field, text in fields.items()}
-    limits = [_number(part) for part in parts.get("limit", ())]
+    limits = [number_in(part) for part in parts.get("limit", ())]
     known = [(limit, at) for at, limit in enumerate(limits) if limit is not None]
     chosen = min(known)[1] if known else 0
     return {field: texts[chosen] if len(texts) == len(limits) else texts[0] for field, texts in parts.items()}
@@ -318,18 +260,18 @@ def _smaller(fields: Mapping[str, str]) -> dict[str, str]:
 
 def _quota(name: str, fields: Mapping[str, str], sent: float) -> Quota | None:
     fields = _smaller(fields) if any("," in text for text in fields.values()) else fields
-    limit, remaining = _number(fields.get("limit", "")), _number(fields.get("remaining", ""))
+    limit, remaining = number_in(fields.get("limit", "")), number_in(fields.get("remaining", ""))
     if _negative(fields.get("limit")) or _negative(fields.get("remaining")) or limit == 0:
         return None  # -1/-1/0 is what a service says that does not know
-    used = _number(fields.get("used", ""))
+    used = number_in(fields.get("used", ""))
     if used is not None and limit is None and remaining is not None:
         limit = used + remaining
     elif used is not None and limit is not None and remaining is None:
         remaining = max(0.0, limit - used)
     if limit is None and remaining is None:
         return None
-    renewal = _number(fields.get("renewalperiod", "")) or None
-    base, per = name, renewal or _number(fields.get("window", "")) or None
+    renewal = number_in(fields.get("renewalperiod", "")) or None
+    base, per = name, renewal or number_in(fields.get("window", "")) or None
     named = _PER_NAME.search(name)
     if named:
         base = name[: max(0, named.start())].rstrip("-")
@@ -338,17 +280,17 @@ def _quota(name: str, fields: Mapping[str, str], sent: float) -> Quota | None:
     reset = resets_in = bare = None
     exact = is_named = per is not None
     text = fields.get("reset-after", fields.get("reset"))
-    date = _date(text or "")
-    is_moment = date is not None or (_number(text or "") or 0.0) >= _EPOCH
+    date = date_in(text or "")
+    is_moment = date is not None or (number_in(text or "") or 0.0) >= EPOCH
     step = 1.0 if date is not None else _step(text or "")
-    usual = _number(fields.get("usual", ""))
+    usual = number_in(fields.get("usual", ""))
     if per is None and usual is not None and date is not None and date - sent <= usual + 1:
         per, exact = usual, True
     if text is not None and limit is not None and remaining is not None:
         reset, per = _reset(text.strip(), limit, remaining, per, sent)
         exact = exact or (reset is not None and limit - remaining >= 1 and step < 0.1)
         resets_in = _seconds_until(text.strip(), sent) if reset is None else reset
-        bare = _number(text) if reset is None and renewal is not None else None
+        bare = number_in(text) if reset is None and renewal is not None else None
         just_begun = limit - remaining <= 1 and resets_in in {60.0, 3_600.0} and per is not None and resets_in < per
         if resets_in is not None and (per is None or just_begun):
             # No bucket, but a window: `60 left of a minute` would otherwise have to be a bucket of an hour or a day.
@@ -368,17 +310,12 @@ def _seconds_until(text: str, sent: float) -> float | None:
     """A reset in seconds, from any form: a duration, a number, a moment since 1970 in seconds or milliseconds."""
     seconds = duration(text)
     if seconds is None:
-        seconds = _number(text)
-        if seconds is not None and seconds >= _EPOCH:
-            seconds = max(0.0, _moment(seconds) - sent)
-    if seconds is None and (moment := _date(text)) is not None:
+        seconds = number_in(text)
+        if seconds is not None and seconds >= EPOCH:
+            seconds = max(0.0, moment_of(seconds) - sent)
+    if seconds is None and (moment := date_in(text)) is not None:
         seconds = max(0.0, moment - sent)
     return seconds if seconds is not None and seconds <= MONTH else None
-
-
-def _moment(number: float) -> float:
-    """Seconds since 1970, of a number of seconds or milliseconds."""
-    return number / 1_000 if number >= 1_000 * _EPOCH / 10 else number
 
 
 def _reset(
@@ -388,11 +325,11 @@ def _reset(
     seconds = duration(text)
     if seconds is not None:
         readings = [(seconds, 0.001)]  # cut to whole milliseconds
-    elif (bare := _number(text)) is not None:
+    elif (bare := number_in(text)) is not None:
         readings = [(bare, _step(text))]
         if per is not None:  # which of them it is, the formula can say where the period is known
             readings.insert(0, (bare / 1_000, 0.001))
-    elif (moment := _date(text)) is not None:
+    elif (moment := date_in(text)) is not None:
         if per is None:
             return None, None
         # Anthropic's: moments in whole seconds, and remaining tokens rounded to thousands.
@@ -411,7 +348,7 @@ def _reset(
 
 def _step(text: str) -> float:
     """Seconds by which a reset may have been rounded: numbers by their last digit, durations by a millisecond."""
-    number = _NUMBER.fullmatch(text.strip())
+    number = NUMBER.fullmatch(text.strip())
     if number is None:
         return 0.001
     whole, _, decimals = number[0].partition(".")
@@ -432,33 +369,8 @@ def _fits(limit: float, remaining: float, reset: float, step: float, period: flo
 
 
 def _sent(headers: Mapping[str, str], wall: float) -> float:
-    moment = _http_date(headers.get("date", ""))
-    return wall if moment is None else moment
-
-
-def _http_date(text: str) -> float | None:
-    try:
-        moment = email.utils.parsedate_to_datetime(text)
-        # "-0000" gives a date without a zone, and means UTC
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    except (TypeError, ValueError, OverflowError, IndexError):
-        return None
-
-
-def _date(text: str) -> float | None:
-    """A moment as RFC 3339 or HTTP write it, in seconds since 1970; None: it is none."""
-    try:
-        moment = datetime.fromisoformat(text)
-        return moment.timestamp() if moment.tzinfo else None
-    except (ValueError, OverflowError):
-        return _http_date(text) if ":" in text else None
-
-
-def _number(text: str) -> float | None:
-    """A finite number of zero or more; None for anything else, `nan`, `inf` and `1_000` among them."""
-    text = text.strip()
-    value = float(text) if _NUMBER.fullmatch(text) else math.inf
-    return value if math.isfinite(value) else None
+    at = http_date_in(headers.get("date", ""))
+    return wall if at is None else at
 
 
 def _negative(text: str | None) -> bool:

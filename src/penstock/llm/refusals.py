@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from penstock import clock
 from penstock._retry_after import attribute_of
+from penstock._stated_times import asked_by
 from penstock.errors import PenstockError, RateLimited, StoreError, Unreachable, Unsatisfiable
 from penstock.limits import Rate
-from penstock.llm import headers as _headers
 from penstock.llm.failures import OURS, Failure, RateLimitInfo, failure_of, info_in
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _asked(failure: Failure) -> float | None:
     """Seconds that the headers of an answer ask to wait; None: they do not."""
     if failure.headers is None or failure.status < 400:
         return None
-    return _headers.retry_after(failure.headers, wall=clock.wall()) or None
+    return asked_by(failure.headers, wall=clock.wall()) or None
 
 
 def _text_of(error: BaseException) -> str:

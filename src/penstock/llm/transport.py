@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio.to_thread
@@ -251,9 +252,10 @@ class _LimitedTransport(_Limited):
             if exchange.answered(response):
                 read = RefusalBody()
                 try:
-                    for chunk in response.stream:
-                        if read.is_enough(chunk):
-                            break
+                    with suppress(self.module.TransportError):  # one that breaks off is a refusal all the same
+                        for chunk in response.stream:
+                            if read.is_enough(chunk):
+                                break
                     response.stream.close()
                 finally:
                     exchange.refused(response, bytes(read.raw))
@@ -310,11 +312,12 @@ class _AsyncLimitedTransport(_Limited):
                 read = RefusalBody()
                 try:
                     chunks = aiter(response.stream)
-                    async for chunk in chunks:
-                        if read.is_enough(chunk):
-                            if hasattr(chunks, "aclose"):  # a generator
-                                await chunks.aclose()
-                            break
+                    with suppress(self.module.TransportError):  # one that breaks off is a refusal all the same
+                        async for chunk in chunks:
+                            if read.is_enough(chunk):
+                                if hasattr(chunks, "aclose"):  # a generator
+                                    await chunks.aclose()
+                                break
                     await response.stream.aclose()
                 finally:
                     exchange.refused(response, bytes(read.raw))
