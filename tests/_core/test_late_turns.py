@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock import Rate, in_flight
+from penstock._core import turns
 from penstock._core.charging import ready_at
 from penstock._core.limit_state import LimitState
 from penstock._core.queue import Queue, Waiter
@@ -56,7 +57,10 @@ def test_a_leaky_bucket_loses_no_time_to_timers_that_are_less_than_three_quarter
         assert moment == pytest.approx((turn + part) / 100, abs=1e-4), "late by its own timer, and not by those before"
 
 
-def test_a_turn_that_is_later_than_that_makes_up_for_three_quarters():
+@pytest.mark.parametrize("many", [0, 32])
+def test_a_turn_that_is_later_than_that_makes_up_for_three_quarters(many, monkeypatch):
+    """Of few kinds of calls as of many."""
+    monkeypatch.setattr(turns, "MANY", many)
     moments, _ = turns_with([Rate(10, 1.0, 1)], [0.25, 0.0, 0.0])
     assert moments == pytest.approx([0.0, 0.35, 0.375, 0.475])
     moments, _ = turns_with([Rate(10, 1.0, 1.5)], [0.25, 0.0])

@@ -247,6 +247,30 @@ def test_what_is_given_back_wakes_the_shapes_that_wait_for_it_and_no_others(monk
     assert [waiter.number for waiter, _ in granted] == [3]
 
 
+def test_a_newcomer_that_wants_less_wakes_its_own_limit_and_no_others(monkeypatch):
+    queue, org = users(200, Rate(1e9, 1.0), Rate(1, 1.0), used=True)
+    own = next(iter(queue)).charges[1][0]
+    alarm = admit(queue, 0.0, pytest.fail)
+    assert alarm == pytest.approx(1.0)
+    looks = Looks(monkeypatch)
+    queue.join(Waiter(((org, 1.0), (own, 0.5)), 1), 0.0)
+    assert admit(queue, 0.0, pytest.fail, changed=False) == pytest.approx(0.5)
+    assert looks.count < 20
+
+
+def test_a_waiter_that_would_delay_another_goes_when_its_age_brings_it_before_that(monkeypatch):
+    """Without anything that happens: the turn of its rise is announced."""
+    monkeypatch.setattr(turns, "MANY", 0)
+    place, org = LimitState("calls", in_flight(1), "calls"), LimitState("tokens", Rate(10, 1.0), "tokens")
+    place.meter.charge(1.0, 0.0)
+    queue, granted = Queue(30.0), []
+    for waiter, came in ((Waiter(((org, 8.0),), -1), 0.0), (Waiter(((place, 1.0), (org, 6.0))), 20.0)):
+        queue.join(waiter, came)
+    assert admit(queue, 20.0, pytest.fail) == 30.0
+    admit(queue, 30.0, lambda waiter, *_: granted.append(waiter.number), changed=False)
+    assert granted == [1]
+
+
 def test_a_step_of_the_wall_clock_is_noticed():
     """What waits for the end of a period of the calendar goes when the wall clock jumps over it."""
     queue, org = users(50, calendar(10, "minute"), Rate(10, 1.0))

@@ -93,9 +93,9 @@ class BatchRows:
         # is not that simple.
         self._free_until = [
             -1.0
-            if kind != BUCKET or third or pause[limit] or rows[row_of[limit]].bookings
+            if kind != BUCKET or pause[limit] or rows[row_of[limit]].bookings
             else second + 0.5e-6 * first + 1e-12 * second
-            for limit, (kind, first, second, third, _) in enumerate(flat)
+            for limit, (kind, first, second, *_) in enumerate(flat)
         ]
         self._stopped: set[int] = set()  # limits that later requests must not take before an earlier one
         self._kept: set[int] = set()  # the same, but for those that have a booking as the earlier one has
@@ -277,7 +277,7 @@ class BatchRows:
         self.verdicts += chain.from_iterable(zip(times[:count], *receipts, strict=False))
         self._booking = None
         if self._turn is not None:
-            self._turn.took(sum(map(max, *shares)) if len(shares) > 1 else sum(shares[0]), 0.0)
+            self._turn.took(sum(map(max, zip(*shares, strict=True))), 0.0)
         return count
 
     def _acquire(self, operations: Sequence[float], at: int) -> int:

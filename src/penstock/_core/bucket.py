@@ -99,9 +99,8 @@ class Bucket(Meter):
             self.tat = tat
 
     def ready_behind(self, ahead: float, cost: float, now: float) -> float:
-        # Not the sum where an overdraft is allowed: that would go as soon as the bucket is full, and then it is paid
-        # for.
-        return self.ready_after(ahead, cost, now) if self.overdraft else self.ready_at(ahead + cost, now)
+        # Not of the sum: an overdraft goes as soon as the bucket is full, and is paid for afterwards.
+        return self.ready_after(ahead, cost, now)
 
     def charge(self, cost: float, now: float) -> Receipt:
         charged, rounding = self._charged(cost, now * self.rate + self.offset)
@@ -114,8 +113,6 @@ class Bucket(Meter):
         tat, rounding = self.tat, self.rounding
         if tat <= refill:
             tat, rounding = refill, 0.0
-        if not cost % 1:
-            return tat + cost, rounding
         exact = cost - rounding
         charged = tat + exact
         return charged, (charged - tat) - exact

@@ -369,10 +369,9 @@ class ShapeIndex:
 
     def plan_rise(self, shape: Shape) -> None:
         """Take note of when a waiter of the shape will have been in its level for the time of ageing."""
-        if self._queue.ageing < math.inf:
-            since = min((level.since() for level in shape.levels.values()), default=math.inf)
-            if since < math.inf:
-                self._rise_at(shape, since)
+        since = min((level.since() for level in shape.levels.values()), default=math.inf)
+        if since < math.inf:
+            self._rise_at(shape, since)
 
     def _rise_at(self, shape: Shape, since: float) -> None:
         if self._queue.ageing < math.inf:

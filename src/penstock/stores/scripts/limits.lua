@@ -13,7 +13,7 @@ end
 local free_until = {}
 for limit = 1, limits do
   local a, b = first[limit], second[limit]
-  local plain = kind[limit] == BUCKET and third[limit] == 0 and pause[limit] == 0 and #booked[row_of[limit]] == 0
+  local plain = kind[limit] == BUCKET and pause[limit] == 0 and #booked[row_of[limit]] == 0
   free_until[limit] = plain and b + 0.5e-6 * a + 1e-12 * b or -1
 end
 
