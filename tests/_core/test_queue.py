@@ -491,3 +491,67 @@ def test_a_flow_that_was_forgotten_and_comes_back_to_its_old_place_is_counted_an
     queue.take(back)
     assert not queue.waits("back")
     check_books(queue)
+
+
+def test_a_queue_that_was_cut_short_begins_anew_with_those_that_wait():
+    """Everybody stands as before, whatever an exception has left half done; and flows keep what they have had."""
+    limit, other = Counted(), Counted()
+    queue = Queue(10.0)
+    served = Waiter(((limit, 3.0),), 0, "a")
+    calls = [Waiter(((limit, 2.0), (other, 1.0)), priority, flow) for priority, flow in ((0, "a"), (0, "b"), (1, "a"))]
+    for waiter in (served, *calls):
+        queue.join(waiter, 5.0)
+    queue.take(served)
+    before = [waiter for _, waiter in queue.heads(5.0)]
+    limit.queued, other.queued, queue.count, calls[0].subqueue.flow.count = 7.5, 99.0, 42, 8
+    calls[1].subqueue = None
+    assert queue.rebuild(reversed(calls)) is queue
+    check_books(queue)
+    assert [waiter for _, waiter in queue.heads(5.0)] == before == [calls[2]]
+    assert (len(queue), limit.queued, other.queued) == (3, 6.0, 3.0)
+    queue.take(calls[2])
+    assert queue.waits("a")
+    assert queue.heads(5.0)[0][1] is calls[1], "the other flow has had more"
+    assert (calls[0].level, calls[0].arrived) == (0, 5.0)
+    assert queue.heads(15.0)[0][1] is calls[1]
+    assert calls[0].level == calls[1].level == 1, "they age as before"
+    elsewhere = Queue(10.0).rebuild([calls[0]])
+    assert elsewhere.waits("a")
+    check_books(elsewhere)
+
+
+def test_the_first_of_a_flow_is_the_most_urgent_of_those_that_need_the_same():
+    limit, other = Counted(), Counted()
+    queue = Queue(math.inf)
+    charges = ((limit, 1.0),)
+    assert queue.first_of("a", charges) is None
+    calls = [Waiter(charges, priority, flow) for priority, flow in ((2, "b"), (0, "a"), (1, "a"), (1, "a"))]
+    for waiter in (*calls, Waiter(((other, 1.0),), 3, "a")):
+        queue.join(waiter, 0.0)
+    assert queue.first_of("a", ((limit, 9.0),)) is calls[2]
+    assert queue.first_of("b", charges) is calls[0]
+    assert queue.first_of("c", charges) is None
+    for left, first in ((calls[2], calls[3]), (calls[3], calls[1]), (calls[1], None)):
+        queue.leave(left)
+        assert queue.first_of("a", charges) is first
+
+
+def test_kinds_of_calls_that_nobody_waits_for_are_forgotten():
+    """At 64, and then at twice as many as were in use and 64."""
+    queue, known = Queue(math.inf), []
+    for _ in range(3):
+        queue.join(Waiter(((Counted(), 1.0),)), 0.0)
+    for _ in range(300):
+        waiter = Waiter(((Counted(), 1.0),))
+        queue.join(waiter, 0.0)
+        queue.leave(waiter)
+        known.append(queue.shape_count)
+    assert max(known[:62]) == 64
+    assert max(known) == 64 + 2 * 3
+
+
+def test_a_call_that_is_charged_nothing_stands_in_the_queue_as_others_do():
+    queue = Queue(math.inf)
+    waiter = Waiter(())
+    assert queue.join(waiter, 0.0)
+    assert queue.heads(0.0)[0][1] is waiter

@@ -31,11 +31,6 @@ def meter_for(limit: Any) -> Meter:
     return make(limit) if make is not None else limit.meter()
 
 
-def fresh_meter(limit: Any, like: Meter) -> Meter:
-    """A new meter for a limit, of which another is there: in a third of the time where that is a bucket."""
-    return like.fresh() if type(like) is Bucket else meter_for(limit)
-
-
 class LimitState:
     """One limit of a limiter: its unit, what was promised, and how much of it is used."""
 
@@ -60,7 +55,8 @@ class LimitState:
         state.throughput = other.throughput
         state.paused_until = -math.inf
         state.queued = 0.0
-        state.meter = fresh_meter(other.limit, other.meter)
+        # A bucket makes its like in a third of the time.
+        state.meter = other.meter.fresh() if type(other.meter) is Bucket else meter_for(other.limit)
         return state
 
     def promise(self, limit: Any, now: float, lead: float = 0.0) -> None:
