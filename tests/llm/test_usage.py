@@ -38,6 +38,12 @@ ANSWERS = {
     "responses": {"response": {"usage": {"input_tokens": 20, "output_tokens": 30, "total_tokens": 50}}},
     "anthropic": {"usage": {"input_tokens": 15, "cache_creation_input_tokens": 5, "output_tokens": 30}},
     "gemini": {"usageMetadata": {"promptTokenCount": 20, "candidatesTokenCount": 10, "thoughtsTokenCount": 20}},
+    "gemini, ended while it thought": {
+        "usageMetadata": {"promptTokenCount": 20, "thoughtsTokenCount": 30, "totalTokenCount": 50}
+    },
+    "gemini, with results of its own tools": {
+        "usageMetadata": {"promptTokenCount": 15, "toolUsePromptTokenCount": 5, "candidatesTokenCount": 30}
+    },
     "cohere": {"usage": {"billed_units": {"input_tokens": 20, "output_tokens": 30}, "tokens": {"input_tokens": 90}}},
     "ollama": {"done": True, "prompt_eval_count": 20, "eval_count": 30},
 }

@@ -28,6 +28,7 @@ _MOST_TOKENS = 10**12
 
 _INPUT = ("prompt_tokens", "input_tokens", "promptTokenCount", "inputTokens", "prompt_eval_count")
 _OUTPUT = ("completion_tokens", "output_tokens", "candidatesTokenCount", "outputTokens", "eval_count")
+_INPUT_BESIDE = ("cache_creation_input_tokens", "toolUsePromptTokenCount")  # which the first numbers do not hold
 _TOTAL = ("total_tokens", "totalTokenCount", "totalTokens")
 
 
@@ -112,9 +113,11 @@ def usage_in(fields: Mapping[str, Any]) -> Usage | None:
     """What a `usage` of any service says; None: nothing."""
     into, out, total = (_first(fields, names) for names in (_INPUT, _OUTPUT, _TOTAL))
     if into is not None:
-        into += _number(fields.get("cache_creation_input_tokens")) or 0.0
-    if out is not None:
-        out += _number(fields.get("thoughtsTokenCount")) or 0.0
+        beside = (_number(fields.get(name)) for name in _INPUT_BESIDE)
+        into += sum(number or 0.0 for number in beside)
+    thoughts = _number(fields.get("thoughtsTokenCount"))
+    if thoughts is not None:  # an answer that ended while it thought has nothing else
+        out = (out or 0.0) + thoughts
     if total is None and into is not None:
         total = into + (out or 0.0)
     if total is None and out is None:
