@@ -58,7 +58,7 @@ def test_a_report_says_what_the_guide_asks_for(path, capsys):
         "| time lost waiting | 36 s (1.7 s a call) |",
         "| 429s | 1 |",
         "### The last 10 business days",
-        "| Fri 2026-05-15 | 11 | 290 | 11 | 290 | 290 | 2 | 1 | 36 s | $0.00 |",
+        "| Fri 2026-05-15 | 11 | 290 | 11 | 290 | 290 | 2 | 1 | 36 s | $0.0058 |",
         "### Growth",
         "All input: 325,000 tokens a minute × 60 × $0.02 per 1,000 tokens = $390.00.",
     ):

@@ -25,10 +25,10 @@ from tests.stores.servers import Server, binaries
 SNAPSHOTS = Path(__file__).parent / "screens"
 
 LEDGER = [
-    Now("gpt-4o-mini", Totals(1_742, 1_742, 80_412, 0.0213, 42.5, 3, 1, 0, 12),
+    Now("gpt-4o-mini", Totals(1_742, 1_742, 80_412, 0.0213, 42.5, 3, 1, 0, 12, 0),
         (Gauge("gpt-4o-mini", "requests", "3500/min", 1_742, 3_500), Gauge("gpt-4o-mini", "tokens", "90000/min", 80_412, 90_000)),
         (*[0.0] * 10, *range(0, 80_000, 8_000))),
-    Now("a-model-whose-name-is-much-longer-than-a-screen-is-wide/2026-05-04\x1b[31m", Totals(0, 0, 0, 0, 0, 0, 0, 0, 0), (), (0.0,) * 20),
+    Now("a-model-whose-name-is-much-longer-than-a-screen-is-wide/2026-05-04\x1b[31m", Totals(0, 0, 0, 0, 0, 0, 0, 0, 0, 0), (), (0.0,) * 20),
 ]  # fmt: skip
 STORE = [
     Gauge("openai", "requests", "3500/min", 35, 3_500),

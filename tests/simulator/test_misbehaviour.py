@@ -18,6 +18,7 @@ import pytest
 from penstock import clock, simulator
 from penstock.cli import main
 from penstock.llm.failures import Action, judge
+from penstock.llm.headers import read
 from penstock.runner import answers
 from penstock.simulator import Change, Faults, Simulation, Stranger, charge, charge_rule
 from penstock.simulator._simulation import FAULTS
@@ -69,6 +70,14 @@ async def test_answers_without_headers_or_compressed_are_answers(virtual_time):
     assert (packed.headers["content-encoding"], packed.headers["x-ratelimit-limit-requests"]) == ("gzip", "10")
     assert json.loads(gzip.decompress(raw))["choices"]
     assert client.account.statistics().answered == 2
+
+
+@pytest.mark.parametrize("dialect", ["openai", "azure", "groq", "anthropic", "mistral", "together", "cohere"])
+async def test_an_answer_without_headers_tells_no_limit_in_any_dialect(virtual_time, dialect):
+    client = Client(requests="10/min", tokens="9k/min", dialect=dialect)
+    client.account.inject("no_headers")
+    assert read((await client.ask()).headers, 200, wall=clock.wall()).quotas == ()
+    assert read((await client.ask()).headers, 200, wall=clock.wall()).quotas
 
 
 @pytest.mark.parametrize("fault", ["gzip", "no_headers"])

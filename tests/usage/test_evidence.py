@@ -12,7 +12,7 @@ from penstock import Rate, per_minute
 from penstock.llm.prices import Price
 from penstock.usage import History
 from penstock.usage.evidence import Spread, evidence_of, hour_at_most
-from penstock.usage.report import as_html, as_markdown
+from penstock.usage.report import as_csv, as_html, as_markdown
 from tests.usage.recorded import MONDAY, recorded
 
 MINUTE = timedelta(minutes=1)
@@ -143,6 +143,22 @@ def test_an_hour_at_the_full_limit_costs_limit_times_60_times_price(evidence):
     options = {"limits": {"tokens": [per_minute(325_000)]}, "price": Price(0.02 / 1_000, 0.0)}
     assert evidence(lambda recorder: recorder.call(MONDAY), **options).hour == pytest.approx((390, 390))
     assert evidence(lambda _: None, price=Price(1e-6, 2e-6)).hour is None
+
+
+def test_what_the_ledger_has_no_price_for_costs_what_the_report_is_told_or_is_not_known(evidence):
+    """A limiter tells no model, and `m-1` is on no list."""
+
+    def write(recorder):
+        recorder.call(MONDAY, tokens=40_000)
+        recorder.call(MONDAY, tokens=9_000, status=429)  # which no service bills
+
+    told = evidence(write, price=Price(0.02 / 1_000, 0.0))
+    assert "| cost | $0.80 |" in as_markdown([told], "usage", "UTC")
+    assert {row.split(",")[-1] for row in as_csv([told]).splitlines()[1:]} == {"0.8"}
+    unknown = evidence(write)
+    assert "| cost | not known: give --prices |" in as_markdown([unknown], "usage", "UTC")
+    assert {row.split(",")[-1] for row in as_csv([unknown]).splitlines()[1:]} == {""}
+    assert "$0.00" not in as_markdown([unknown], "usage", "UTC")
 
 
 def test_a_model_without_calls_has_figures_of_nothing(evidence):

@@ -169,7 +169,8 @@ def screen_of_ledger(found: list[Now], width: int) -> str:
         totals = one.totals
         rows.append((
             _short(one.subject, width), counted("", totals.requests), counted("", totals.tokens), f"{totals.users:,}",
-            lasting(totals.waited), f"{totals.rejected:,}", f"{totals.failed:,}", counted("dollars", totals.dollars),
+            lasting(totals.waited), f"{totals.rejected:,}", f"{totals.failed:,}",
+            counted("dollars", totals.dollars) if totals.dollars or not totals.unpriced else "–",
             _sparkline(one.trend[-trend:]),
         ))  # fmt: skip
     text = table(head, rows, right={1, 2, 3, 4, 5, 6, 7})

@@ -26,6 +26,9 @@ _LISTS = ("choices", "data", "output", "content", "candidates")
 """What holds an answer, in the words of any service."""
 
 
+_OF_LIMITS = ("limit", "x-trial-")
+"""What the headers of limits are called, those of Together (`x-tokenlimit-…`) and Cohere too."""
+
 OF_ANSWERS = frozenset(FAULTS) - {"slow_down", "insufficient_quota", "broken_stream", *FAILURES}
 """Faults of an answer that comes at once."""
 
@@ -60,7 +63,7 @@ async def answer_badly(
     status, kind = answer.status_code, answer.headers["content-type"]
     headers = {name: value for name, value in answer.headers.items() if not name.startswith("content-")}
     if fault in {"bad_gateway", "no_headers"}:
-        headers = {name: value for name, value in headers.items() if "ratelimit" not in name}
+        headers = {name: value for name, value in headers.items() if not any(word in name for word in _OF_LIMITS)}
     if fault == "bad_gateway":
         payload, status, kind = _PAGE, 502, "text/html"
     elif fault == "gzip":

@@ -124,6 +124,12 @@ class Evidence:
     hour: tuple[float, float] | None
     dropped: int
 
+    def dollars(self, totals: Totals) -> float | None:
+        """What calls cost, those that the ledger has no price for by `price`; None: it is not known of all of them."""
+        if self.price is not None:
+            return totals.dollars + totals.unpriced * self.price.input
+        return None if totals.unpriced or (totals.calls and not totals.dollars) else totals.dollars
+
 
 def evidence_of(
     history: History,

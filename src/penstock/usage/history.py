@@ -70,6 +70,7 @@ class Totals:
         failed: Other errors, and answers that never came.
         refused: Calls that the limiter refused; they were not sent.
         users: How many different ones there were.
+        unpriced: Tokens of calls that were served at a price that is not known.
     """
 
     calls: int
@@ -81,6 +82,7 @@ class Totals:
     failed: int
     refused: int
     users: int
+    unpriced: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,8 @@ _TOTALS = f"""
     count(CASE WHEN outcome = 'rejected' THEN 1 END),
     count(CASE WHEN outcome IN ('failed', 'lost') THEN 1 END),
     count(CASE WHEN outcome = 'refused' THEN 1 END),
-    count(DISTINCT user)
+    count(DISTINCT user),
+    coalesce(sum(CASE WHEN dollars IS NULL AND outcome IN ('granted', 'answered', 'lost') THEN {_TOKENS} END), 0)
 """
 
 

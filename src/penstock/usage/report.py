@@ -17,6 +17,7 @@ from penstock._numbers import number_of
 from penstock._text import visible
 from penstock.limits import Rate
 from penstock.usage.evidence import Day, Evidence, Projection, Spread, at_most
+from penstock.usage.history import Totals
 from penstock.usage.words import counted, lasting, moment
 
 
@@ -75,7 +76,7 @@ def _of_subject(one: Evidence) -> Iterator[_Block]:
             "day", "requests", "tokens", "requests/min max", "tokens/min p95", "tokens/min max", "users", "429s",
             "waited", "cost",
         )  # fmt: skip
-        yield _Table(head, [_day_row(day) for day in one.days])
+        yield _Table(head, [_day_row(one, day) for day in one.days])
     yield from _ahead(one)
 
 
@@ -105,15 +106,21 @@ def _figures(one: Evidence) -> Iterator[tuple[str, str]]:
     yield "429s", f"{totals.rejected:,}"
     yield "refused before they were sent", f"{totals.refused:,}"
     yield "failed otherwise", f"{totals.failed:,}"
-    yield "cost", counted("dollars", totals.dollars) if totals.dollars or one.price else "not known: give --prices"
+    least = f"at least {counted('dollars', totals.dollars)}" if totals.dollars else "not known"
+    yield "cost", f"{least}: give --prices" if one.dollars(totals) is None else _cost(one, totals)
 
 
-def _day_row(day: Day) -> tuple[str, ...]:
+def _cost(one: Evidence, totals: Totals) -> str:
+    dollars = one.dollars(totals)
+    return "not known" if dollars is None else counted("dollars", dollars)
+
+
+def _day_row(one: Evidence, day: Day) -> tuple[str, ...]:
     totals = day.totals
     return (
         f"{day.day:%a %Y-%m-%d}", counted("", totals.requests), counted("", totals.tokens),
         counted("", day.requests.most), counted("", day.tokens.p95), counted("", day.tokens.most), f"{totals.users:,}",
-        f"{totals.rejected:,}", lasting(totals.waited), counted("dollars", totals.dollars),
+        f"{totals.rejected:,}", lasting(totals.waited), _cost(one, totals),
     )  # fmt: skip
 
 
@@ -188,10 +195,11 @@ def as_csv(found: Sequence[Evidence]) -> str:
         periods = [("all", one.totals, one.requests, one.tokens)]
         periods += [(f"{day.day}", day.totals, day.requests, day.tokens) for day in one.days]
         for period, totals, requests, tokens in periods:
+            dollars = one.dollars(totals)
             writer.writerow([
                 _cell(one.subject), period, totals.calls, totals.requests, totals.tokens, requests.p50, requests.p95,
                 requests.most, tokens.p50, tokens.p95, tokens.most, totals.users, totals.rejected, totals.refused,
-                totals.failed, round(totals.waited, 3), round(totals.dollars, 6),
+                totals.failed, round(totals.waited, 3), "" if dollars is None else round(dollars, 6),
             ])  # fmt: skip
     return out.getvalue()
 
