@@ -9,7 +9,7 @@ import pytest
 
 from penstock._core import bookings
 from penstock._core.bookings import NEW
-from penstock._core.operations import ACQUIRE, BOOK, CHARGE, FLOW, GIVE_BACK, LOWER, PAUSE, SERIES
+from penstock._core.operations import ACQUIRE, BOOK, BOOKED, CHARGE, FLOW, GIVE_BACK, LOWER, PAUSE, RANK, SERIES
 from tests._core.test_decision import NOW, SECOND, asked, bucket, day, used, window
 
 
@@ -109,3 +109,16 @@ def test_behind_a_booking_a_call_larger_than_the_burst_is_told_the_moment_at_whi
     assert first.verdicts[0] == pytest.approx(-1 - 3)
     assert second.verdicts[0] == pytest.approx(-1 - 13)
     assert math.isfinite(second.keep[0])
+
+
+def test_a_call_that_asks_before_its_moment_keeps_its_booking_and_is_as_urgent_as_it_is_now():
+    limits = [bucket(1, 10)]
+    spent = asked(limits, CHARGE, 1, 0, 10)
+    booked = asked(limits, BOOK, 7, NEW, 60, ACQUIRE, 0.02, 1, 1, 0, 3, row=spent.rows[0])
+    again = (RANK, 2, 0.5, 30, BOOK, 7, 3, 60, ACQUIRE, 0.02, 1, 1, 0, 3)
+    kept = asked(limits, *again, row=booked.rows[0])
+    assert kept.verdicts == [pytest.approx(-1 - 3), BOOKED]
+    booking = last_numbers(kept, bookings.AMOUNTS + 1)
+    assert (booking[bookings.ID], booking[bookings.PRIORITY], booking[bookings.WAITED]) == (7, 2, 0.5)
+    lost = asked(limits, BOOK, 7, 5, 60, ACQUIRE, 0.02, 1, 1, 0, 3, row=spent.rows[0])
+    assert lost.verdicts == [pytest.approx(-1 - 3), BOOKED], "though the store has forgotten its booking"

@@ -185,7 +185,7 @@ def users(count, org, of_user, used=False):
 
 
 class Looks:
-    """Counts how often a meter is asked when it would be ready, which is what a turn costs."""
+    """Counts how often a meter is asked when it would be ready, and a waiter looked at, which is what a turn costs."""
 
     def __init__(self, monkeypatch) -> None:
         self.count = 0
@@ -195,7 +195,14 @@ class Looks:
             self.count += 1
             return ready_at(meter, cost, now)
 
+        serve = turns._Turn.serve
+
+        def served(turn, *args):
+            self.count += 1
+            serve(turn, *args)
+
         monkeypatch.setattr(bucket.Bucket, "ready_at", counted)
+        monkeypatch.setattr(turns._Turn, "serve", served)
 
 
 @pytest.mark.parametrize(
@@ -269,6 +276,40 @@ def test_a_waiter_that_would_delay_another_goes_when_its_age_brings_it_before_th
     assert admit(queue, 20.0, pytest.fail) == 30.0
     admit(queue, 30.0, lambda waiter, *_: granted.append(waiter.number), changed=False)
     assert granted == [1]
+
+
+def test_a_limit_of_a_users_own_that_changes_its_mind_is_looked_at_in_every_turn(monkeypatch):
+    """Though what waits for it was held back for another, and it was not ready when the turn ended."""
+    monkeypatch.setattr(turns, "MANY", 0)
+    monkeypatch.setattr(turns, "_PROTECTED", 1)
+    place, load = LimitState("calls", in_flight(1), "calls"), LimitState("load", Load(), "load")
+    other = LimitState("requests", Rate(10, 1.0), "requests")
+    place.meter.charge(1.0, 0.0)
+    queue, granted = Queue(math.inf), []
+    head, held_back, passes = (
+        Waiter(charges) for charges in (((place, 1.0), (load, 6.0)), ((load, 7.0),), ((load, 4.0), (other, 1.0)))
+    )
+    for waiter in (head, held_back, passes):
+        queue.join(waiter, 0.0)
+    admit(queue, 0.0, lambda waiter, *_: granted.append(waiter), changed=False)
+    assert granted == [passes]
+    queue.leave(head)
+    load.meter.load = 0.0
+    admit(queue, 0.5, lambda waiter, *_: granted.append(waiter), changed=False)
+    assert granted == [passes, held_back]
+
+
+def test_users_who_come_and_go_leave_no_alarms_and_no_rises_behind():
+    """Where nothing but a call that ends helps, and waiters do not age."""
+    queue, org = Queue(math.inf), LimitState("calls", in_flight(1), "org")
+    org.meter.charge(1.0, 0.0)
+    for user in range(200):
+        waiter = Waiter(((org, 1.0), (LimitState("requests", Rate(1, 1.0), f"user {user}"), 1.0)))
+        queue.join(waiter, 0.0)
+        if user >= 50:
+            assert admit(queue, 0.0, pytest.fail, changed=False) == math.inf
+            queue.leave(waiter)
+    assert (queue.index._alarms, queue.index._rises) == ([], [])
 
 
 def test_a_step_of_the_wall_clock_is_noticed():

@@ -162,21 +162,20 @@ class Key(LimiterInfo):
         return self.states.shared.cost(grant)
 
     def settle(self, grant: Grant, true_cost: Mapping[str, float]) -> None:
-        keys = self._kept_as_numbers()
-        if keys is None or not key_numbers.settle(keys, self.key, self, grant, true_cost):
+        if not self._by_numbers(key_numbers.settle, grant, true_cost):
             self._let("settle", grant, true_cost)
 
     def cancel(self, grant: Grant) -> bool:
-        keys = self._kept_as_numbers()
-        if keys is not None and key_numbers.cancel(keys, self.key, self, grant):
-            return True
-        cancelled: bool = self._let("cancel", grant)
+        cancelled: bool = self._by_numbers(key_numbers.cancel, grant) or self._let("cancel", grant)
         return cancelled
 
-    def _kept_as_numbers(self) -> KeyStates | None:
-        """What keeps this key, where that may be as numbers."""
+    def _by_numbers(self, decide: Callable[..., bool], *args: Any) -> bool:
+        """Let `decide` over a grant, where the key may be kept as numbers; False: it is not, or that takes meters."""
         states = self.states
-        return states if self._real is None and isinstance(states, KeyStates) and states.new is not None else None
+        if self._real is not None or not isinstance(states, KeyStates) or states.new is None:
+            return False
+        with states.store.lock:
+            return decide(states, self.key, self, *args)
 
     def close(self, grant: Grant) -> None:
         if not grant.held:

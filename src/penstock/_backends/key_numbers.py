@@ -1,7 +1,7 @@
 """Settle and cancel a charge of a key that is kept as plain numbers, without making meters of them.
 
-Both are one step, with the lock held: the result is worked out first, and replaces the old numbers only if they are
-still there, with no call in between. See `keyed`.
+Both are one step, and called with the lock held: the result is worked out first, and replaces the old numbers only if
+they are still there, with no call in between. See `keyed`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,6 @@ def settle(keys: KeyStates, key: Hashable, backend: Backend, grant: Grant, true_
     it can be charged anew: no other charge has anything to be given back, for which a meter would have to remember more
     (`refunds`). It is what `Bucket.give_back` and `Bucket.top_up` come to, without an offset.
     """
-    with keys.store.lock:
-        return _settle(keys, key, backend, grant, true_cost)
-
-
-def _settle(keys: KeyStates, key: Hashable, backend: Backend, grant: Grant, true_cost: Mapping[str, Any]) -> bool:
     binding, tats = grant.binding, grant.receipts
     used = _numbers_of(keys, key, grant)
     if binding is None or used is None or not tats:
@@ -67,11 +62,6 @@ def _settle(keys: KeyStates, key: Hashable, backend: Backend, grant: Grant, true
 
 def cancel(keys: KeyStates, key: Hashable, backend: Backend, grant: Grant) -> bool:
     """Take a charge back, as `Bucket.undo` where no other has come since; False where that takes meters."""
-    with keys.store.lock:
-        return _cancel(keys, key, backend, grant)
-
-
-def _cancel(keys: KeyStates, key: Hashable, backend: Backend, grant: Grant) -> bool:
     binding, tats = grant.binding, grant.receipts
     used = _numbers_of(keys, key, grant)
     if binding is None or used is None or not tats:

@@ -217,7 +217,7 @@ class BatchRows:
                 part = self._take_some(limits, [each[run] for each in amounts], int(times[run]))
                 if part < times[run]:
                     break
-                done, part = done + 1, 0
+                done += 1
         elif times:
             self.verdicts.append(0.0)
         for run in range(done, len(times)):
@@ -262,18 +262,20 @@ class BatchRows:
         The same as `_take_some` of each run, in less time where there are many. `amounts`: per limit, of one request of
         each run.
         """
-        taken = [list(map(mul, times, each)) for each in amounts]
-        filled = [list(accumulate(each, initial=self._used[limit])) for limit, each in zip(limits, taken, strict=True)]
-        fitting = [bisect_right(full, self._free_until[limit]) for limit, full in zip(limits, filled, strict=True)]
-        count = min(fitting) - 1
+        count, runs = len(times), []
+        for limit, each in zip(limits, amounts, strict=True):
+            taken = list(map(mul, times, each))
+            filled = list(accumulate(taken, initial=self._used[limit]))
+            count = min(count, bisect_right(filled, self._free_until[limit]) - 1)
+            runs.append((limit, each, taken, filled))
         if count <= 0:
             return 0
         receipts, shares = [], []
-        for limit, each, run, full in zip(limits, amounts, taken, filled, strict=True):
-            totals = list(accumulate(run[:count], initial=self._what[limit]))
-            self._used[limit], self._what[limit] = full[count], totals[-1]
+        for limit, each, taken, filled in runs:
+            totals = list(accumulate(taken[:count], initial=self._what[limit]))
+            self._used[limit], self._what[limit] = filled[count], totals[-1]
             receipts.append(map(add, totals, each))
-            shares.append([amount / self._flat[limit][1] for amount in run[:count]])
+            shares.append([amount / self._flat[limit][1] for amount in taken[:count]])
         self.verdicts += chain.from_iterable(zip(times[:count], *receipts, strict=False))
         self._booking = None
         if self._turn is not None:
