@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from penstock._interruptions import is_an_interruption
 
@@ -26,19 +26,27 @@ def repr_of(value: object, most: int = 500) -> str:
 
     Where the `repr` raises, as that of an int of more than 4,300 digits does, it is the name of the type.
     """
-    try:
-        shown = repr(value)
-    except BaseException as raised:  # whatever an object of the user's raises
-        if is_an_interruption(raised) or (type(value) in PLAIN and not isinstance(raised, ValueError)):
-            raise
-        return f"<{type(value).__name__}, whose repr raised {type(raised).__name__}>"
-    shown = _CREDENTIALS.sub("***@", shown)
+    shown = _CREDENTIALS.sub("***@", _shown_by(repr, value))
     return shown if len(shown) <= most else shown[: most - 3] + "..."
 
 
 def text_of(value: object) -> str:
     """A text by itself, of a `(str, Enum)` too, whose `str` and f-string are its name; of other objects their `str`."""
     return str.__str__(value) if isinstance(value, str) else str(value)
+
+
+def label_of(value: object) -> str:
+    """`text_of` for events and messages; where the `str` of a user's object raises, the name of its type."""
+    return str.__str__(value) if isinstance(value, str) else _shown_by(str, value)
+
+
+def _shown_by(show: Callable[[object], str], value: object) -> str:
+    try:
+        return show(value)
+    except BaseException as raised:  # whatever an object of the user's raises
+        if is_an_interruption(raised) or (type(value) in PLAIN and not isinstance(raised, ValueError)):
+            raise
+        return f"<{type(value).__name__}, whose {show.__name__} raised {type(raised).__name__}>"
 
 
 def read_word(option: str, value: object, words: Iterable[str]) -> str:

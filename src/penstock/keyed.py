@@ -25,7 +25,7 @@ from penstock._backends.named_keys import kept_keys
 from penstock._call import Call, check_functions, decorated, show_call
 from penstock._introspect import name_of, why_not_plain
 from penstock._numbers import Seconds, read_flag
-from penstock._text import repr_of, text_of, visible, without_braces
+from penstock._text import label_of, repr_of, text_of, visible, without_braces
 from penstock._validation import LimitLike, check_findable, check_options, given_limits, merge_given, read_limits
 from penstock.limiter import Limiter, key_limiters
 from penstock.limits import Limit, show_limits
@@ -61,7 +61,7 @@ class Keyed:
         ValueError: A limit or an option is wrong.
     """
 
-    __slots__ = ("_fast", "_keys", "_limiter", "_name", "_new")
+    __slots__ = ("__weakref__", "_fast", "_keys", "_limiter", "_name", "_new")
 
     _fast: KeyStates | None  # where a key is on the fast path until more is asked of it
     _new: type[Limiter]  # of its limiters
@@ -240,7 +240,7 @@ class _LocalKeys:
         limits = None if self._limits_of is None or states.is_live(key) else _limits_for(self._limits_of, key)
         like = self._like
         return Limiter.over(
-            states.backend(key, limits), LimiterInfo(text_of(key), like.max_queue, like.on_event, enforce=like.enforce)
+            states.backend(key, limits), LimiterInfo(label_of(key), like.max_queue, like.on_event, enforce=like.enforce)
         )
 
 

@@ -415,6 +415,8 @@ class Limiter:
     def pause(self, seconds: Seconds, *units: str) -> None:
         """Let no call through for so long; a pause is never shortened by another, only by `resume`.
 
+        Calls that cost nothing at all go through.
+
         Args:
             seconds: From now; 0 or more, finite. Or a timedelta.
             units: Only calls that cost one of these. Default: all.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import weakref
 
 import anyio
 import pytest
@@ -168,7 +169,6 @@ async def test_none_and_what_is_equal_are_keys_as_in_a_dict(virtual_time):
 @anyio_test
 async def test_a_key_may_be_an_object_that_nobody_else_holds(virtual_time):
     """A key lives as long as what it has used, and not longer."""
-    import weakref
 
     class User:
         pass
@@ -182,6 +182,35 @@ async def test_a_key_may_be_an_object_that_nobody_else_holds(virtual_time):
     await anyio.sleep(2)
     look_at_all(per_user)
     assert gone() is None
+
+
+class _Nameless:
+    def __str__(self):
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("key", [_Nameless(), 10**5_000], ids=["raises", "long"])
+@pytest.mark.parametrize("joined", [False, True])
+@anyio_test
+async def test_a_key_that_has_no_text_is_limited_like_any_other(key, joined, virtual_time):
+    """An int of more than 4,300 digits has none either."""
+    per_user = Keyed(requests=per_minute(1))
+    limiter = Limiter(calls=in_flight(5)) & per_user[key] if joined else per_user[key]
+    for delay in (0, 60):
+        async with limiter():
+            assert virtual_time.now() == delay
+    with pytest.raises(RateLimited, match="whose str raised"):
+        await limiter.acquire(max_wait=1)
+    assert f"<{type(key).__name__}, whose str raised" in repr(limiter)
+
+
+def test_a_keyed_may_be_a_key_of_a_weak_dictionary():
+    names = weakref.WeakKeyDictionary()
+    per_user = Keyed(requests=per_minute(1))
+    names[per_user] = "users"
+    assert names[per_user] == "users"
 
 
 async def limits_from_a_database(key):

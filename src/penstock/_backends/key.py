@@ -17,7 +17,7 @@ from penstock._core.bucket import Bucket
 from penstock._core.limit_state import LimitState
 from penstock._core.meter import Meter
 from penstock._core.places import Places
-from penstock._text import text_of
+from penstock._text import label_of
 from penstock.errors import CostError
 from penstock.stores.memory import MemoryStore
 
@@ -271,7 +271,7 @@ class JointStates:
 
     def name_of(self, key: Hashable) -> str | None:
         """What the joint limiter of a key is called in events and errors."""
-        name = text_of(key)
+        name = label_of(key)
         return joint_name(self.like.name, name) if self._first else joint_name(name, self.like.name)
 
     def shares(self, state: LimitState) -> bool:

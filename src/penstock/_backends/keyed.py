@@ -48,7 +48,7 @@ from penstock._core.bucket import Bucket
 from penstock._core.limit_state import LimitState, meter_for
 from penstock._core.meter import Meter
 from penstock._core.places import Places
-from penstock._text import text_of
+from penstock._text import label_of
 from penstock.limits import Limit
 from penstock.stores.memory import MemoryStore
 
@@ -189,7 +189,7 @@ class KeyStates:
 
     def name_of(self, key: Hashable) -> str | None:
         """What a key is called in events and errors."""
-        return key if type(key) is str else text_of(key)
+        return key if type(key) is str else label_of(key)
 
     def shares(self, state: LimitState) -> bool:
         """Whether a limit is one that keys share."""
@@ -291,7 +291,7 @@ class KeyStates:
         wanted = limits if self.limits is None else self.limits
         assert wanted is not None, "limits are fixed, or the answer of a function"
         self._keep_what_moves()
-        limit_set = LimitSet(wanted, WaitQueue(self._ageing, self._weights), text_of(key))
+        limit_set = LimitSet(wanted, WaitQueue(self._ageing, self._weights), label_of(key))
         # If its holder is gone but what it used was not put away yet, that is the last word.
         kept = life.states if life is not None else self.known.get(key) or self.old.get(key)
         if isinstance(kept, dict):
@@ -339,7 +339,7 @@ class KeyStates:
         Warns of places that came back by their time to live, that could not be warned of before.
         """
         if isinstance(kept, dict):
-            warn_of_expired(expired(_all(kept), now), text_of(key))
+            warn_of_expired(expired(_all(kept), now), label_of(key))
         if not self.fast:
             return
         meters = [state.meter for state in _all(kept)] if isinstance(kept, dict) else kept
