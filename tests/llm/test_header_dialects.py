@@ -117,6 +117,14 @@ ROWS = {
         {"X-RateLimit-Limit": "500, 100", "X-RateLimit-Remaining": "499, 99"},
         ("requests", "requests", 100, 99, None, None),
     ),
+    "two proxies with the same limit": (
+        {"X-RateLimit-Limit": "500, 500", "X-RateLimit-Remaining": "499, 20"},
+        ("requests", "requests", 500, 20, None, None),
+    ),
+    "two proxies, one of which tells no limit": (
+        {"X-RateLimit-Limit": "500", "X-RateLimit-Remaining": "499, 20"},
+        ("requests", "requests", 500, 20, None, None),
+    ),
     "anthropic, requests": (
         {
             "anthropic-ratelimit-requests-limit": "50",

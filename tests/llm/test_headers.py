@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from multidict import CIMultiDict
 
 from penstock._stated_times import asked_by, duration
 from penstock.llm import headers
@@ -236,3 +237,20 @@ def test_a_bare_reset_beside_azures_period_may_be_either_where_no_formula_decide
     assert (azure.quota("requests").per, azure.quota("requests").bare) == (60.0, 40.0)
     ietf = read({"RateLimit": '"default";r=14;t=40', "RateLimit-Policy": '"default";q=600;w=60'}).quotas[0]
     assert (ietf.per, ietf.resets_in, ietf.bare) == (60.0, 40.0, None)
+
+
+def test_a_header_that_came_twice_is_read_as_one_with_commas():
+    """The mappings of aiohttp, which `penstock run` sends through, and of urllib have it as two items."""
+    told = CIMultiDict(
+        [
+            ("X-RateLimit-Limit", "500"),
+            ("X-RateLimit-Remaining", "20"),
+            ("Retry-After", "30"),
+            ("x-ratelimit-limit", "1000"),
+            ("x-ratelimit-remaining", "900"),
+            ("retry-after", "5"),
+        ]
+    )
+    reading = headers.read(told, 429, wall=0.0)
+    assert [(quota.limit, quota.remaining) for quota in reading.quotas] == [(500, 20)]
+    assert reading.retry_after == 30

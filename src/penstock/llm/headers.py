@@ -14,6 +14,7 @@ only be a limit per day. A reset that fits no period is dropped; limit and remai
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -250,12 +251,20 @@ def _items(text: str) -> list[tuple[str, dict[str, str]]]:
 
 
 def _smaller(fields: Mapping[str, str]) -> dict[str, str]:
-    """Of `500, 100`, which come from two proxies, the smaller limit, and what is said of that one."""
+    """Of `500, 100`, which come from two proxies, the smaller limit, and what is said of that one.
+
+    Of limits that are the same, or told once, the one with less left.
+    """
     parts = {field: text.split(",") if text.strip()[:1].isdigit() else [text] for field, text in fields.items()}
-    limits = [number_in(part) for part in parts.get("limit", ())]
-    known = [(limit, at) for at, limit in enumerate(limits) if limit is not None]
-    chosen = min(known)[1] if known else 0
-    return {field: texts[chosen] if len(texts) == len(limits) else texts[0] for field, texts in parts.items()}
+    several = max(len(parts.get(field, ())) for field in ("limit", "remaining"))
+
+    def size(at: int) -> tuple[float, ...]:
+        told = (parts.get(field, ()) for field in ("limit", "remaining"))
+        numbers = (number_in(texts[at]) if len(texts) == several else 0.0 for texts in told)
+        return tuple(math.inf if number is None else number for number in numbers)
+
+    chosen = min(range(several), key=size, default=0)
+    return {field: texts[chosen] if len(texts) == several else texts[0] for field, texts in parts.items()}
 
 
 def _quota(name: str, fields: Mapping[str, str], sent: float) -> Quota | None:

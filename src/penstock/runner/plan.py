@@ -216,7 +216,7 @@ def plan_sentences(plan: Plan, prices: Prices) -> Iterator[str]:
         yield f"{code}: {number_of(count, 'row')}, the first in line {plan.first[code]}"
     known = [one for one in plan.models.values() if one.input_dollars is not None]
     for model, one in plan.models.items():
-        line = f"{model or 'no model'}: {number_of(one.rows, 'row')}, {one.tokens:,.0f} tokens"
+        line = f"{model or 'no model'}: {number_of(one.rows, 'row')}, {number_of(round(one.tokens), 'token')}"
         if one.images:
             line += f", {one.images:,.0f} images"
         if one.input_dollars is None or one.output_dollars is None:
