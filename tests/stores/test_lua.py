@@ -58,7 +58,7 @@ def receipts_of_series(runs, verdicts, at):
 @pytest.mark.parametrize("lost", ["full", "empty"])
 def test_the_script_decides_as_the_ledger_does(which, lost, request, prefix):
     """Thousands of random operations over random limits, with a clock that also stands still and steps back."""
-    store = RedisStore(request.getfixturevalue(which), prefix=prefix, on_state_loss=lost)
+    store = RedisStore(request.getfixturevalue(which), prefix=prefix, on_state_loss=lost, timeout=30.0)
     operations_done = 0
     for seed in range(40):
         rng = random.Random(seed)
@@ -144,7 +144,7 @@ def test_the_script_decides_as_the_ledger_does(which, lost, request, prefix):
 @pytest.mark.parametrize("kind", [per_second(1e-3, burst=20), sliding(20, 60), in_flight(20), in_flight(20, ttl=60)])
 def test_what_was_charged_before_another_kind_of_limit_stays_charged(valkey, prefix, kind):
     """Whatever was charged since, on the limit that is the same again."""
-    store = RedisStore(valkey, prefix=prefix)
+    store = RedisStore(valkey, prefix=prefix, timeout=30.0)
     terms, day = [Terms("x", {"requests": (limit,)}, 60.0) for limit in (kind, calendar(20, "day"))]
     numbers = itertools.count(1)
 
@@ -162,7 +162,7 @@ def test_what_was_charged_before_another_kind_of_limit_stays_charged(valkey, pre
 
 def test_a_batch_that_is_sent_again_is_decided_once(valkey, prefix):
     """The second answer is the first one, to the last bit, and nothing is charged again."""
-    store = RedisStore(valkey, prefix=prefix)
+    store = RedisStore(valkey, prefix=prefix, timeout=30.0)
     terms = Terms("x", {"requests": (per_second(1e-3, burst=10),)}, 60.0)
     batch = Batch([terms], [codes.ACQUIRE, 0.0, 1.0, 1.0, 0.0, 4.0], 5.0, 1, START)
     first = store.decide(batch)
@@ -173,7 +173,7 @@ def test_a_batch_that_is_sent_again_is_decided_once(valkey, prefix):
 
 
 def test_a_server_that_forgot_its_scripts_is_given_them_again(valkey, prefix):
-    store = RedisStore(valkey, prefix=prefix)
+    store = RedisStore(valkey, prefix=prefix, timeout=30.0)
     terms = Terms("x", {"requests": (per_second(1e-3, burst=10),)}, 60.0)
     for number in range(1, 4):
         reply = store.decide(Batch([terms], [codes.ACQUIRE, 0.0, 1.0, 1.0, 0.0, 4.0], 5.0, number, START))
@@ -184,7 +184,7 @@ def test_a_server_that_forgot_its_scripts_is_given_them_again(valkey, prefix):
 
 def test_idle_keys_vanish(valkey, prefix):
     """An hour after they mean nothing any more."""
-    store = RedisStore(valkey, prefix=prefix)
+    store = RedisStore(valkey, prefix=prefix, timeout=30.0)
     terms = Terms("x", {"requests": (per_second(1, burst=100),)}, 60.0)
     store.decide(Batch([terms], [codes.ACQUIRE, 0.0, 1.0, 1.0, 0.0, 50.0], 5.0, 1, START))
     assert 3600 + 49 <= store._client.ttl(store._key("x")) <= 3600 + 51
@@ -193,7 +193,7 @@ def test_idle_keys_vanish(valkey, prefix):
 
 def test_the_numbers_of_a_row_are_doubles(valkey, prefix):
     """Nothing is ever formatted, so nothing is rounded."""
-    store = RedisStore(valkey, prefix=prefix)
+    store = RedisStore(valkey, prefix=prefix, timeout=30.0)
     terms = Terms("x", {"requests": (per_second(1e9, burst=2**53),)}, 60.0)
     amount = float(2**53 - 1)
     store.decide(Batch([terms], [codes.ACQUIRE, 0.0, 1.0, 1.0, 0.0, amount], 5.0, 1, START))
@@ -205,7 +205,7 @@ def test_the_numbers_of_a_row_are_doubles(valkey, prefix):
 @pytest.mark.parametrize("which", ["redis", "valkey"])
 def test_of_a_run_of_fractions_just_as_many_go_at_once(which, request, prefix):
     """Where a sum of fractions just fits, or just does not, one unit in the last place decides."""
-    store = RedisStore(request.getfixturevalue(which), prefix=prefix)
+    store = RedisStore(request.getfixturevalue(which), prefix=prefix, timeout=30.0)
     rng, rows = random.Random(7), [None]
     terms = [Terms("fractions", {"a": (per_second(0.7, burst=9),), "b": (per_second(3.1, burst=2.1),)}, 10.0)]
     now, partly = START, 0
@@ -249,7 +249,7 @@ def changed(script, old, new):
 def test_what_is_decided_plainly_is_decided_as_everything_else(which, lost, request, prefix):
     """The same answers and rows, to the last bit, as by the script that lacks the short way."""
     url = request.getfixturevalue(which)
-    stores = [RedisStore(url, prefix=f"{prefix}{one}", on_state_loss=lost) for one in ("short", "long")]
+    stores = [RedisStore(url, prefix=f"{prefix}{one}", on_state_loss=lost, timeout=30.0) for one in ("short", "long")]
     plainly = "if plainly then return"
     changed(stores[0]._decide, plainly, "if plainly then redis.call('INCR', 'count of ' .. KEYS[2]) return")
     changed(stores[1]._decide, "= decide_plainly()", "= nil")

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from penstock import clock
+from penstock.stores.contract import Store
 from penstock.usage import Ledger
 
 
@@ -26,3 +27,9 @@ def ledger(tmp_path):
     """A ledger in a file of its own."""
     with Ledger(tmp_path / "usage.db") as made:
         yield made
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """A busy machine may keep a store from its answer for longer than the second that it has in a program."""
+    monkeypatch.setitem(Store.__init__.__kwdefaults__, "patience", 30.0)
