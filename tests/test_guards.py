@@ -1,4 +1,4 @@
-"""No loop goes back outside of what guards it.
+"""No loop goes back outside of what guards it, and no lock is left held.
 
 CPython looks for signals where a loop goes back. Up to 3.12 that is inside of the `with` or `try` around the loop. In
 3.13 a jump back that depends on a condition is not: an exception raised there passes the lock's `__exit__` by, and the
@@ -60,3 +60,14 @@ def goes_back_on_a_condition(loop):
 def test_no_loop_goes_back_outside_of_what_guards_it(file):
     loops = [loop for loop in loops_in(ast.parse(file.read_text())) if goes_back_on_a_condition(loop)]
     assert [f"line {loop.lineno}" for loop in loops] == []
+
+
+@pytest.mark.parametrize(
+    "file",
+    [file for file in sorted(SOURCE.rglob("*.py")) if file.parent.name != "_concurrency"],
+    ids=lambda file: file.relative_to(SOURCE).as_posix(),
+)
+def test_every_lock_is_one_that_no_handler_leaves_held(file):
+    """Those of `threading` are not, in CPython 3.14: see `penstock._concurrency.locks`."""
+    calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+    assert [call for call in calls if call in ("threading.Lock", "threading.RLock", "threading.Condition")] == []

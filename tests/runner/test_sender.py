@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from penstock import Limiter, Rate, runner, simulator
+from penstock.runner import sender as senders
 from penstock.runner.mix import Mix
 from penstock.simulator import Latency, Simulation
 from penstock.stores import RedisStore
@@ -337,6 +338,24 @@ def test_a_thread_that_nobody_has_heard_of_ends(monkeypatch):
             thread.join(30)
         assert not set(threading.enumerate()) - before
         assert send([chat(0)])[0].error is None
+
+
+def test_a_signal_handler_may_close_a_sender_that_connects(monkeypatch):
+    """It waited for the batch that it interrupts, which waited for it."""
+    connect, found = senders._Open, []
+
+    def interrupted(*arguments):
+        send.close()  # as a handler does, in the same thread
+        return connect(*arguments)
+
+    monkeypatch.setattr(senders, "_Open", interrupted)
+    with simulator.serve(Simulation(requests="600/min")) as server:
+        send = runner.Sender(server.base_url, headers=KEY)
+        thread = threading.Thread(target=lambda: found.extend(send([chat(0)])), daemon=True)
+        thread.start()
+        thread.join(30)
+        assert [one.error for one in found] == [None]
+        send.close()
 
 
 def test_a_sender_that_is_dropped_ends_its_thread():

@@ -11,10 +11,12 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from datetime import timedelta
 from decimal import Decimal
 from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 
@@ -23,6 +25,7 @@ from penstock.events import Answered, Granted, Reconfigured
 from penstock.testing import manual_clock
 from penstock.usage import History, Ledger, LedgerError
 from penstock.usage import ledger as ledgers
+from tests.alarms import alarms, not_beside_coverage
 from tests.quiet import seconds_without_a_core_of_all
 from tests.usage.readings import calls_of
 
@@ -400,6 +403,69 @@ def test_where_no_thread_can_be_started_it_is_said_and_tried_again(tmp_path, mon
         assert kept.flush(60)
     assert "no thread can be started that writes" in caplog.text
     assert users(tmp_path / "usage.db") == ["alice", "alice"]
+
+
+class StopError(Exception):
+    pass
+
+
+def test_a_handler_that_raises_as_the_thread_is_started_lets_a_later_event_start_it(tmp_path, monkeypatch):
+    """The lock of the one that starts it was held for ever, and nothing was written until the ledger was closed."""
+    not_beside_coverage()
+    armed = False
+
+    def stop(*_):
+        nonlocal armed
+        if armed:
+            armed = False
+            raise StopError
+
+    def refused(**_):
+        raise RuntimeError("can't start new thread")
+
+    def start_for_ever(writer):
+        while True:
+            writer.start()
+
+    with Ledger(tmp_path / "usage.db") as kept:
+        with monkeypatch.context() as poor, alarms(stop):
+            poor.setattr(ledgers, "threading", SimpleNamespace(Thread=refused))
+            poor.setattr(kept._writer, "_complain", lambda _: None)
+            kept(GRANTED)
+            for number in range(300):
+                signal.setitimer(signal.ITIMER_REAL, 50e-6 + number % 50 * 1e-6, 1e-3)
+                with pytest.raises(StopError):
+                    armed = True
+                    start_for_ever(kept._writer)
+        kept(GRANTED)
+        assert kept._writer.thread is not None
+        assert kept.flush(60)
+    assert users(tmp_path / "usage.db") == ["alice", "alice"]
+
+
+def test_a_signal_handler_may_flush_what_the_call_that_it_interrupts_is_writing(tmp_path, monkeypatch):
+    """It waited for that call, which waited for it."""
+
+    def refused(_):
+        raise RuntimeError("can't start new thread")
+
+    kept = Ledger(tmp_path / "usage.db")
+    write, flushed = kept._writer._write, []
+
+    def interrupted():
+        flushed.append(kept.flush())  # as a handler does, in the same thread
+        return write()
+
+    monkeypatch.setattr(kept._writer, "_write", interrupted)
+    with monkeypatch.context() as poor:
+        poor.setattr(ledgers.threading.Thread, "start", refused)
+        kept(GRANTED)
+    thread = threading.Thread(target=kept.flush, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert flushed == [False]
+    kept.close()
+    assert users(tmp_path / "usage.db") == ["alice"]
 
 
 @pytest.mark.parametrize("end", ["flush", "close"])

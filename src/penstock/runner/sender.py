@@ -80,7 +80,7 @@ class Sender:
         self._begin()
 
     def _begin(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._process = os.getpid()
         self._open: _Open | None = None
 

@@ -11,13 +11,14 @@ import math
 import os
 import select
 import signal
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 import anyio
+
+from penstock._concurrency.locks import new_lock
 
 _fcntl: Any
 _msvcrt: Any
@@ -49,7 +50,7 @@ BINARY: int = getattr(os, "O_BINARY", 0)
 NO_LINKS: int = getattr(os, "O_NOFOLLOW", 0)
 """A flag for `os.open`: no symbolic link is followed, where the system has that."""
 
-_seeking = threading.Lock()
+_seeking = new_lock()
 
 
 def in_binary(file: int) -> int:

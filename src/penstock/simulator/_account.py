@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import threading
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from penstock import clock
+from penstock._concurrency.locks import new_lock
 from penstock._numbers import read_count, span
 from penstock._text import repr_of
 from penstock.limits import Rate, Sliding
@@ -135,7 +135,7 @@ class Account:
 
     def __init__(self, simulation: Simulation) -> None:
         self.simulation = simulation
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._began_ns = self._at_ns = _now_ns()
         self._meters = [
             meter_of(unit, limit, self._at_ns) for unit, those in simulation.limits.items() for limit in those

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from penstock import clock
+from penstock._concurrency.locks import new_lock
 from penstock._concurrency.shared_state import around_forks
 from penstock._numbers import Seconds, amount, number_of, read_count, read_seconds, span
 from penstock._text import repr_of
@@ -245,8 +246,10 @@ class _Writer:
         self.queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._markers: set[_Marker] = set()  # those in the queue
         self.thread: threading.Thread | None = None
-        self._starting = threading.Lock()
-        self._writing = threading.Lock()
+        self._starting = new_lock()
+        self._is_starting = False
+        self._writing = new_lock()
+        self._is_writing = False
         self._hurry = threading.Event()
         self._connection: sqlite3.Connection | None = None
         self._forking = False
@@ -255,22 +258,23 @@ class _Writer:
 
     def start(self) -> None:
         """Begin to write; where no thread can begin any more, write here."""
-        if not self._starting.acquire(blocking=False):
-            return  # another call is doing it, perhaps the one that a signal handler has interrupted
-        try:
-            if self.thread is None:
+        with self._starting:
+            if self.thread is not None or self._is_starting:
+                return  # the call that a signal handler has interrupted is doing it
+            try:
+                self._is_starting = True
                 thread = threading.Thread(target=self._run, name=f"penstock ledger {self.path.name}", daemon=True)
                 self._hurry.clear()
                 thread.start()
                 self.thread = thread
                 atexit.register(self._at_exit)
-        except RuntimeError as error:
-            if "shutdown" in str(error):  # the interpreter ends: no call waits any more
-                self._work([])
-            else:
-                self._complain(f"no thread can be started that writes {self.path}: {error}")
-        finally:
-            self._starting.release()
+            except RuntimeError as error:
+                if "shutdown" in str(error):  # the interpreter ends: no call waits any more
+                    self._work([])
+                else:
+                    self._complain(f"no thread can be started that writes {self.path}: {error}")
+            finally:
+                self._is_starting = False
 
     def _run(self) -> None:
         """Write until a marker says that it is over."""
@@ -292,25 +296,34 @@ class _Writer:
 
     def _work(self, markers: list[_Marker], first: Any = None) -> bool:
         """Empty the queue into the file as far as it goes; return whether the thread is to end."""
-        ends = False
         with self._writing:
-            if first is not None:
-                self._take(first, markers)
-            if not self._is_behind or not self.error:
-                for _ in range(_AT_ONCE):
-                    try:
-                        self._take(self.queue.get_nowait(), markers)
-                    except queue.Empty:
-                        break
-            if self._write():
-                for marker in markers:
-                    marker.done.set()
-                    ends = ends or marker.ends
-                markers.clear()
-                if self.queue.empty():
-                    self._hurry.clear()
-                if ends:
-                    self._disconnect()
+            if self._is_writing:
+                return False  # the call that a signal handler has interrupted is doing it
+            try:
+                self._is_writing = True
+                return self._empty_queue(markers, first)
+            finally:
+                self._is_writing = False
+
+    def _empty_queue(self, markers: list[_Marker], first: Any) -> bool:
+        ends = False
+        if first is not None:
+            self._take(first, markers)
+        if not self._is_behind or not self.error:
+            for _ in range(_AT_ONCE):
+                try:
+                    self._take(self.queue.get_nowait(), markers)
+                except queue.Empty:
+                    break
+        if self._write():
+            for marker in markers:
+                marker.done.set()
+                ends = ends or marker.ends
+            markers.clear()
+            if self.queue.empty():
+                self._hurry.clear()
+            if ends:
+                self._disconnect()
         return ends
 
     def _take(self, item: Any, markers: list[_Marker]) -> None:

@@ -32,6 +32,7 @@ from penstock._backends.shared.requests import SharedRequest
 from penstock._backends.shared.scheduler import Scheduler
 from penstock._backends.shared.wire import BatchInFlight, Outage
 from penstock._chance import CHANCE
+from penstock._concurrency.locks import new_lock
 from penstock._concurrency.parking import wake_all
 from penstock._concurrency.shared_state import around_forks, members
 from penstock.errors import PenstockError, StoreError
@@ -87,7 +88,7 @@ class Dispatcher:
         self._inbox = Inbox()
         self._thread: threading.Thread | None = None
         self._stopping = False
-        self._io = threading.Lock()  # held by the thread that talks to the store
+        self._io = new_lock()  # held by the thread that talks to the store
         self._number = 0
         self._lead: float | None = None  # the store's clock ahead of ours, in microseconds
         self._events: list[StoreLost | StoreRecovered] = []  # for the store's hook, once the lock is free
