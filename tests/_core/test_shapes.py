@@ -278,6 +278,15 @@ def test_a_waiter_that_would_delay_another_goes_when_its_age_brings_it_before_th
     assert granted == [1]
 
 
+@pytest.mark.parametrize(("granted", "kept"), [(23, True), (24, False)])
+def test_a_queue_that_is_short_again_keeps_no_index(granted, kept):
+    """Below half of what makes one, so that it is not made anew at every turn."""
+    queue, _ = users(40, Rate(1, 1.0, granted), Rate(1, 1.0))
+    admit(queue, 0.0, lambda *_: None)
+    assert len(queue) == 40 - granted
+    assert (queue.index is not None) == kept
+
+
 def test_a_limit_of_a_users_own_that_changes_its_mind_is_looked_at_in_every_turn(monkeypatch):
     """Though what waits for it was held back for another, and it was not ready when the turn ended."""
     monkeypatch.setattr(turns, "MANY", 0)
