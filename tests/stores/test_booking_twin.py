@@ -10,7 +10,7 @@ from penstock._core import bookings
 from penstock._core import operations as codes
 from penstock._core.bookings import NEW
 from penstock._core.decision import decide
-from penstock.limits import calendar, per_second, sliding
+from penstock.limits import calendar, in_flight, per_second, sliding
 from penstock.stores import RedisStore
 from penstock.stores.contract import Batch, Terms
 
@@ -22,8 +22,10 @@ def some_terms(rng, name):
         lambda: per_second(rng.choice([20, 100, 1000]), burst=rng.randint(1, 20), overdraft=rng.random() < 0.2),
         lambda: calendar(rng.randint(50, 500), rng.choice(["minute", 7.5])),
         lambda: sliding(rng.randint(20, 50), 0.5),
+        lambda: in_flight(rng.randint(2, 6), ttl=rng.choice([None, 0.3])),
     ]
-    return Terms(name, {unit: (kinds[0 if unit == "a" else rng.choice([0, 0, 1, 2])](),) for unit in ("a", "b")}, 10.0)
+    others = [0, 0, 1, 2, 3, 3]
+    return Terms(name, {unit: (kinds[0 if unit == "a" else rng.choice(others)](),) for unit in ("a", "b")}, 0.4)
 
 
 def some_request(rng, limits, known, number, claims):
@@ -60,7 +62,7 @@ def test_the_script_books_as_the_ledger_does(which, names, request, prefix):
     """Requests of many ages, flows and shapes that book, claim, pass and drop; more of them than are kept one by
     one."""
     store = RedisStore(request.getfixturevalue(which), prefix=prefix, timeout=30.0)
-    counts = dict.fromkeys(("booked", "claimed", "dropped", "early", "several"), 0)
+    counts = dict.fromkeys(("booked", "claimed", "dropped", "early", "several", "in line"), 0)
     for seed in range(6 if which == "valkey" else 3):
         rng = random.Random(seed)
         store._group = lambda name, seed=seed: f"g{seed}"
@@ -101,8 +103,9 @@ def test_the_script_books_as_the_ledger_does(which, names, request, prefix):
             for booking, charges in asked:
                 wait = expected.verdicts[at]
                 at += 2 if wait < 0 else 1 + len(charges)
-                if wait < 0 and expected.verdicts[at - 1] == codes.BOOKED:
+                if wait < 0 and expected.verdicts[at - 1] in {codes.BOOKED, codes.IN_LINE}:
                     known[booking] = (-1.0 - wait, charges)
+                    counts["in line"] += expected.verdicts[at - 1] == codes.IN_LINE
                     counts["booked"] += 1
                 elif wait >= 0:
                     counts["claimed"] += 1

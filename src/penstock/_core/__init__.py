@@ -18,6 +18,7 @@ Limits that processes share:
 
     decision     one call decides a batch
     operations   what a batch asks, and what it is told
+    row_limits   what may be charged of each limit of a batch, and when
     batch        the operations, one after the other;  rows, entries: what a store keeps of a name
     flows        how far each flow may go before the others
     bookings     the order across processes

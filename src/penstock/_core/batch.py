@@ -1,8 +1,7 @@
 """A batch: the rows taken apart, and what each operation makes of them.
 
 Nothing here waits, reads a clock or does I/O. `decision` says what the rules are, `operations` how they are asked for.
-All limits of all rows are counted through, from 0, and what is known of them stands in parallel lists, as most batches
-ask for two buckets and nothing else.
+What may be charged of each limit, and when, is in `row_limits`.
 """
 
 from __future__ import annotations
@@ -16,18 +15,17 @@ from operator import add, mul
 
 from penstock._core import bookings, entries
 from penstock._core import operations as codes
-from penstock._core.bookings import AMOUNTS, DUE, NEW, PRIORITY, WAITED, Asker, Booking
+from penstock._core.bookings import AMOUNTS, DUE, NEW, PRIORITY, WAITED, Asker, Booking, Wait
 from penstock._core.flows import ALONE, FlowTurn, leave
-from penstock._core.operations import ACQUIRE, BOOKED
-from penstock._core.rows import BUCKET, CALENDAR, LOG, RENEWED, WINDOW, RowState, write_row
+from penstock._core.operations import ACQUIRE, BOOKED, IN_LINE
+from penstock._core.row_limits import LimitsOfRows
+from penstock._core.rows import BUCKET, CALENDAR, LOG, RENEWED, WINDOW, RowState, is_places, seconds_per_unit
 
 _NO_BOOKING = (0.0, NEW, -1.0)
 """What stands for a booking, its moment and the longest wait, of requests that get none."""
 
 _AGEING = 30.0
 """Of requests whose age was not said, in seconds."""
-
-_ROUNDING = 1 + 1e-12
 
 _FEW_RUNS = 4
 """Runs of a series that are taken one by one."""
@@ -36,25 +34,7 @@ Charges = list[tuple[int, float]]
 """What a request takes: (limit, amount), at least one."""
 
 
-class _Wait:
-    """How long a request would have to wait.
-
-    Attributes:
-        longest: Seconds until all its limits are ready.
-        blocker: The limit that is ready last; below 0: all are ready.
-        fixed: Whether it cannot be booked: what comes back all at once, or is paused, is charged when it is
-            there.
-    """
-
-    __slots__ = ("blocker", "fixed", "longest")
-
-    def __init__(self) -> None:
-        self.longest = 0.0
-        self.blocker = -1
-        self.fixed = False
-
-
-class BatchRows:
+class BatchRows(LimitsOfRows):
     """The rows of a batch, at the moment `now`, with one method an operation.
 
     Attributes:
@@ -62,43 +42,16 @@ class BatchRows:
     """
 
     __slots__ = (
-        "_ageing", "_begin_of", "_booking", "_entries", "_epochs", "_flat", "_free_until", "_kept", "_last", "_limits",
-        "_now", "_owner", "_pause", "_payer", "_priority", "_row_of", "_rows", "_stopped", "_turn", "_used",
-        "_waited", "_what", "verdicts",
+        "_ageing", "_booking", "_kept", "_lined", "_payer", "_priority", "_stopped", "_turn", "_waited", "verdicts",
     )  # fmt: skip
 
     def __init__(
         self, rows: list[RowState], limits: Sequence[Sequence[Sequence[float]]], owner: float, now: float
     ) -> None:
-        self._rows = rows
-        self._limits = limits
-        self._owner = owner
-        self._now = now
-        self._flat = flat = [limit for kinds in limits for limit in kinds]
-        if len(rows) == 1:  # as most: what is written goes into the row at once
-            (row,) = rows
-            self._pause, self._last, self._used = row.pause, row.last, row.used
-            self._what, self._entries = row.what, row.entries
-        else:
-            self._pause = [value for row in rows for value in row.pause]
-            self._last = [value for row in rows for value in row.last]
-            self._used = [value for row in rows for value in row.used]
-            self._what = [value for row in rows for value in row.what]
-            self._entries = [value for row in rows for value in row.entries]
-        pause = self._pause
-        self._epochs = [row.born for row, kinds in zip(rows, limits, strict=True) for _ in kinds]
-        self._row_of = row_of = [number for number, kinds in enumerate(limits) for _ in kinds]
-        self._begin_of = list(accumulate([len(kinds) for kinds in limits], initial=0))
-        # How far each bucket may fill up before a request has to wait; of anything else, and where there is a pause, it
-        # is not that simple.
-        self._free_until = [
-            -1.0
-            if kind != BUCKET or pause[limit] or rows[row_of[limit]].bookings
-            else second + 0.5e-6 * first + 1e-12 * second
-            for limit, (kind, first, second, *_) in enumerate(flat)
-        ]
+        super().__init__(rows, limits, owner, now)
         self._stopped: set[int] = set()  # limits that later requests must not take before an earlier one
         self._kept: set[int] = set()  # the same, but for those that have a booking as the earlier one has
+        self._lined: set[tuple[float, float]] = set()  # flows and priorities that were given bookings for places
         self._priority, self._waited, self._ageing = 0.0, 0.0, _AGEING  # of the requests that follow
         self._booking: tuple[float, float, float] | None = None  # of the next request: number, due, within
         self._payer = -1  # the row that knows the flow of the requests that follow
@@ -122,83 +75,14 @@ class BatchRows:
         for limit, (kind, *_) in enumerate(self._flat):
             log, used = self._entries[limit], self._used[limit]
             if kind == WINDOW:
-                told += (self._pause[limit], entries.held(log), log[0][0] if log else 0.0)
+                first = self._next_in_line(limit) if is_places(self._flat[limit]) else 0.0
+                told += (self._pause[limit], entries.held(log), -first if first else log[0][0] if log else 0.0)
                 continue
             if kind == BUCKET:
                 row = self._row_of[limit]
                 used += bookings.taken(self._rows[row].bookings, AMOUNTS + limit - self._begin_of[row])
             told += (self._pause[limit], used, self._what[limit])
         return told
-
-    def written(self) -> tuple[list[bytes], list[float]]:
-        """The rows as bytes, and the seconds for which each means something."""
-        rows, keep = [], []
-        for row, kinds, begin in zip(self._rows, self._limits, self._begin_of, strict=False):
-            mine = slice(begin, begin + len(kinds))
-            row.pause, row.last, row.used = self._pause[mine], self._last[mine], self._used[mine]
-            row.what, row.entries = self._what[mine], self._entries[mine]
-            packed, seconds = write_row(row, self._now, kinds)
-            rows.append(packed)
-            keep.append(seconds)
-        return rows, keep
-
-    # Limits
-
-    def _seconds_until(self, limit: int, amount: float) -> float:
-        """Seconds until `amount` could be charged; `inf`: only when another gives back."""
-        kind, first, second, third, _ = self._flat[limit]
-        if kind == BUCKET:
-            over = self._used[limit] + (min(amount, second) if third else amount) - second
-            return over / first if over > 0.5e-6 * first + 1e-12 * second else 0.0
-        if kind == CALENDAR:
-            ends = self._what[limit]
-            if self._now >= ends:
-                return 1e-6  # the asker is a period behind: its next question will know better
-            most, later = first * _ROUNDING - amount, self._entries[limit]
-            if self._used[limit] <= most:
-                return 0.0
-            if later and ends < later[0][0] == third and later[0][2] > most:  # the next period is used up as well
-                ends = third
-            return (ends - self._now) / 1e6
-        log = self._entries[limit]
-        over = entries.held(log) + amount - first * _ROUNDING
-        if over <= 0:
-            return 0.0
-        if third != RENEWED:
-            for until, _, units in log:
-                over -= units
-                if over <= 0:
-                    return (until - self._now) / 1e6
-        return math.inf
-
-    def _charge(self, limit: int, amount: float, after: float) -> float:
-        """Charge at the moment `now + after`; return the receipt that a refund needs."""
-        kind, first, second, third, _ = self._flat[limit]
-        self._last[limit] = max(self._last[limit], after)
-        if kind == BUCKET:
-            self._used[limit] = max(self._used[limit], after * first) + amount
-            self._what[limit] += amount
-            return self._what[limit]
-        if kind == CALENDAR:
-            self._used[limit] += amount
-            return self._what[limit]
-        log = self._entries[limit]
-        until = self._now + math.ceil((after + second) * 1e6)
-        if third == RENEWED:
-            for index, (before, owner, taken) in enumerate(log):
-                if owner == self._owner:
-                    del log[index]
-                    entries.add(log, max(before, until), owner, taken + amount)
-                    return until
-        entries.add(log, until, self._owner, amount)
-        if third == LOG and len(log) > entries.LONGEST_LOG:
-            entries.merge(log)
-        return until
-
-    def _charged_since(self, limit: int, receipt: float) -> float:
-        """What a bucket charged after the charge of that receipt, and was not given back."""
-        back = sum([amount for of, _, amount in self._entries[limit] if of > receipt])
-        return max(0.0, self._what[limit] - receipt - back)
 
     # Requests
 
@@ -287,19 +171,23 @@ class BatchRows:
         begin, end = at + 4, at + 4 + 2 * int(count)
         charges = [(int(operations[index]), operations[index + 1]) for index in range(begin, end, 2)]
         (number, due, within), self._booking = self._booking or _NO_BOOKING, None
-        asker, claims, crowded, passes, early = None, False, False, True, horizon < due <= within
+        rows = [self._row_of[limit] for limit, _ in charges]
+        in_line = due != NEW and self._is_in_line(rows, number)
+        asker, claims, crowded, passes, early = None, False, False, True, horizon < due <= within and not in_line
         wait = self._wait(charges, self._stopped if early else self._stopped | self._kept)
         standing: list[Booking] = []
-        rows = [self._row_of[limit] for limit, _ in charges]
+        positions: dict[int, int] = {}
         if number or self._crowded(rows):
             rows, asker = list(dict.fromkeys(rows)), self._asker(charges)
+            positions = {row: bookings.position_of(self._rows[row].bookings, number) for row in rows}
             if early:
                 standing = self._standing(rows, number, asker)
             else:
                 claims = due != NEW and self._claim(charges, rows, number, due, asker)
             crowded = self._crowded(rows)
+            self._wait_in_line(charges, asker, positions, wait)
         if asker is not None and crowded and not wait.fixed:
-            found = self._before(rows, asker, number, claims=claims)
+            found = self._before(rows, asker, number, claims=claims and not in_line)
             passes = wait.longest <= horizon and not self._delays(charges, found, wait.longest)
             if not passes:  # where it was passed it goes to the end, so the next ones keep their moments
                 self._wait_behind(charges, self._before(rows, asker, number, claims=False), wait)
@@ -307,7 +195,9 @@ class BatchRows:
         if early and goes and asker is not None:
             claims = self._claim(charges, rows, number, due, asker)
         must_wait = stops and wait.longest > 0
-        if early and not goes:  # it keeps its booking, and a later one gets none beside it
+        if asker is not None and not (goes or early) and number and self._waits_for_places(charges, rows, asker, wait):
+            self._stand_in_line((number, min(bookings.IN_LINE_FOR, within)), charges, positions, asker, claims=claims)
+        elif early and not goes:  # it keeps its booking, and a later one gets none beside it
             due = min([booking[DUE] for booking in standing], default=due)
             if not wait.fixed:
                 due = min(due, wait.longest)
@@ -332,18 +222,15 @@ class BatchRows:
                 self._stopped.update([limit for limit, amount in charges if not passes or self._blocks(limit, amount)])
         return end
 
-    def _wait(self, charges: Charges, stopped: AbstractSet[int]) -> _Wait:
+    def _wait(self, charges: Charges, stopped: AbstractSet[int]) -> Wait:
         """How long a request would have to wait if no other asked. `stopped`: limits of which it gets nothing."""
-        wait = _Wait()
+        wait = Wait()
         for limit, amount in charges:
             seconds = self._seconds_until(limit, amount)
             if seconds > 0 and self._flat[limit][0] != BUCKET:
                 wait.fixed = True  # what comes back all at once cannot be had in advance
             if self._pause[limit] > seconds:
-                seconds, wait.fixed = (
-                    self._pause[limit],
-                    True,
-                )  # it may be lifted, and a reservation would stay where it is
+                seconds, wait.fixed = self._pause[limit], True  # it may be lifted, and a reservation would stay
             if limit in stopped:
                 wait.fixed = True
             if seconds > wait.longest or (wait.fixed and wait.blocker < 0):
@@ -360,7 +247,7 @@ class BatchRows:
 
     def _share_of(self, charges: Charges) -> float:
         """Seconds of throughput that a request takes, of the limit that it takes most of."""
-        return max([amount * _seconds(self._flat[limit]) for limit, amount in charges])
+        return max([amount * seconds_per_unit(self._flat[limit]) for limit, amount in charges])
 
     # The turn of a flow
 
@@ -382,11 +269,11 @@ class BatchRows:
     def _crowded(self, rows: Sequence[int]) -> bool:
         return any(self._rows[row].bookings for row in rows)
 
-    def _amounts_of(self, charges: Charges, row: int) -> list[float]:
-        """What a request takes from each limit of a row."""
+    def _amounts_of(self, charges: Charges, row: int, *, places: bool = False) -> list[float]:
+        """What a request takes from each limit of a row: of places, or of all others."""
         amounts = [0.0] * len(self._limits[row])
         for limit, amount in charges:
-            if self._row_of[limit] == row:
+            if self._row_of[limit] == row and is_places(self._flat[limit]) == places:
                 amounts[limit - self._begin_of[row]] += amount
         return amounts
 
@@ -441,7 +328,7 @@ class BatchRows:
                     return True
         return False
 
-    def _wait_behind(self, charges: Charges, found: dict[int, list[Booking]], wait: _Wait) -> None:
+    def _wait_behind(self, charges: Charges, found: dict[int, list[Booking]], wait: Wait) -> None:
         """Let a request wait until all of these have had theirs."""
         longest, blocker = 1e-6, charges[0][0]
         for limit, amount in charges:
@@ -469,12 +356,82 @@ class BatchRows:
                 self._turn.passed(asker.share)
         for row in rows:
             of = self._known_to(row, asker)
-            booking = [
-                number, due, self._priority, self._waited, self._ageing, of.key, of.start, of.member_start, of.share,
-            ]  # fmt: skip
-            bookings.add(self._rows[row].bookings, booking + self._amounts_of(charges, row))
-            for limit in range(self._begin_of[row], self._begin_of[row + 1]):
-                self._free_until[limit] = -1.0
+            bookings.add(self._rows[row].bookings, self._booking_of((number, due), of) + self._amounts_of(charges, row))
+            self._booked_in(row)
+
+    def _booking_of(self, told: tuple[float, float], of: Asker) -> Booking:
+        return [*told, self._priority, self._waited, self._ageing, of.key, of.start, of.member_start, of.share]
+
+    def _booked_in(self, row: int) -> None:
+        for limit in range(self._begin_of[row], self._begin_of[row + 1]):
+            self._free_until[limit] = -1.0
+
+    # Bookings for places
+
+    def _is_in_line(self, rows: Sequence[int], number: float) -> bool:
+        """Whether the booking of that number is for places."""
+        for row in rows:
+            booking = bookings.of_number(self._rows[row].bookings, number)
+            if booking is not None and any(booking[self._column(limit)] for limit in self._places_of(row)):
+                return True
+        return False
+
+    def _places_of(self, row: int) -> list[int]:
+        limits = range(self._begin_of[row], self._begin_of[row + 1])
+        return [limit for limit in limits if is_places(self._flat[limit])]
+
+    def _column(self, limit: int) -> int:
+        """Where a booking says what it takes of a limit."""
+        return AMOUNTS + limit - self._begin_of[self._row_of[limit]]
+
+    def _wait_in_line(self, charges: Charges, asker: Asker, positions: dict[int, int], wait: Wait) -> None:
+        """Let a request wait until there are places for all that come before it, too."""
+        for limit, amount in charges:
+            row = self._row_of[limit]
+            if self._rows[row].bookings and is_places(self._flat[limit]):
+                of, column = self._known_to(row, asker), self._column(limit)
+                ahead = bookings.ahead_of_place(self._rows[row].bookings, of, positions[row], column)
+                seconds = self._seconds_until(limit, amount + ahead) if ahead else 0.0
+                wait.fixed = wait.fixed or seconds > 0
+                if seconds > wait.longest:
+                    wait.longest, wait.blocker = seconds, limit
+
+    def _waits_for_places(self, charges: Charges, rows: Sequence[int], asker: Asker, wait: Wait) -> bool:
+        """Whether a request is booked until places come back, as it waits for these longest.
+
+        A later one of the same flow in this batch gets no booking beside it.
+        """
+        if (
+            (asker.key, self._priority) in self._lined
+            or not wait.fixed
+            or not is_places(self._flat[wait.blocker])
+            or wait.blocker in self._stopped
+        ):
+            return False
+        room = all(len(self._rows[row].bookings) < bookings.MOST for row in rows)
+        return room and not any(self._pause[limit] > 0 for limit, _ in charges)
+
+    def _stand_in_line(
+        self, told: tuple[float, float], charges: Charges, positions: dict[int, int], asker: Asker, *, claims: bool
+    ) -> None:
+        """Book places for a request: where its booking was, or at the end. `told`: its number, and when it asks."""
+        self.verdicts += (-1.0 - told[1], IN_LINE)
+        self._lined.add((asker.key, self._priority))
+        for row, position in positions.items():
+            amounts = self._amounts_of(charges, row, places=True)
+            if any(amounts):
+                booking = self._booking_of(told, self._known_to(row, asker))
+                self._rows[row].bookings.insert(position, booking + amounts)
+                self._booked_in(row)
+        self._count_turn(charges, told[1], claims=claims)
+
+    def _next_in_line(self, limit: int) -> float:
+        """The number of the booking that can have its places now; 0: there is none."""
+        row = self._row_of[limit]
+        first = bookings.first_for_place(self._rows[row].bookings, self._column(limit))
+        if first is None or any(self._seconds_until(of, first[self._column(of)]) for of in self._places_of(row)):
+            return 0.0
+        return first[bookings.ID]
 
     # Other operations: each returns where the next one begins
 
@@ -594,9 +551,3 @@ _RUN: dict[float, Callable[[BatchRows, Sequence[float], int], int]] = {
     codes.BOOK: BatchRows._take_booking,
     codes.DROP: BatchRows._drop,
 }
-
-
-def _seconds(limit: Sequence[float]) -> float:
-    """How long one unit of that limit takes to flow in; a second, or its window, where all comes back at once."""
-    kind, first, second, third, _ = limit
-    return second / first if kind == WINDOW and third == LOG else 1.0 / first

@@ -23,6 +23,12 @@ The tag of a flow counts what its processes have booked, and a booking keeps the
 *start*. A request of a flow that was away begins at the least start of those that wait, which is the turn that is next,
 and passes the rest.
 
+**Places come back when a permit ends**, which nobody can foresee. A request that waits for them has a booking without a
+moment (`ahead_of_place`): its position among those that wait is that of the list, and when places come back they are
+kept for those that come first. Its DUE is when its process asks again at the latest; after that it is forgotten. Such
+a booking says what it takes of places and of nothing else, and any other says nothing of places. Processes without a
+flow take turns in the order in which they came: what a place is held for is no measure of time, so nobody has credit.
+
 A booking is known by a number that its process draws. Of more than `MOST` those that come last are kept as one, with
 what all of them take.
 """
@@ -49,6 +55,9 @@ LATE = 0.050
 EXPIRED = 0.5
 """Seconds after its moment at which a booking is forgotten: its process has died, or is very late."""
 
+IN_LINE_FOR = 0.25
+"""Seconds after which a process whose request waits for places asks again at the latest."""
+
 NEW = -1e9
 """Instead of a moment: there is no booking yet."""
 
@@ -71,6 +80,24 @@ class Asker:
     def without_flow(self) -> Asker:
         """The same where the row knows no flows of such calls."""
         return Asker(self.priority, self.waited, self.ageing, self.share)
+
+
+class Wait:
+    """How long a request would have to wait.
+
+    Attributes:
+        longest: Seconds until all its limits are ready.
+        blocker: The limit that is ready last; below 0: all are ready.
+        fixed: Whether it cannot be booked: what comes back all at once, or is paused, is charged when it is
+            there.
+    """
+
+    __slots__ = ("blocker", "fixed", "longest")
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self.blocker = -1
+        self.fixed = False
 
 
 def level_of(priority: float, waited: float, ageing: float) -> float:
@@ -118,6 +145,55 @@ def before(bookings: Sequence[Booking], asker: Asker, number: float = 0.0, *, cl
                 found.append(booking)
     found.sort(key=_due)
     return found
+
+
+def ahead_of_place(bookings: Sequence[Booking], asker: Asker, position: int, column: int) -> float:
+    """What those take that have a booking for places there and go before a request.
+
+    Args:
+        bookings: Of the row, without its own.
+        asker: The request.
+        position: How many of these came before it.
+        column: Where a booking says what it takes of these places.
+    """
+    ahead = 0.0
+    for index, booking in enumerate(bookings):
+        if booking[column] and booking[ID]:
+            order = _rank_for_places(asker, booking)
+            if order < 0 or (order == 0 and index < position):
+                ahead += booking[column]
+    return ahead
+
+
+def first_for_place(bookings: Sequence[Booking], column: int) -> Booking | None:
+    """The booking that is to have the next places there; None: nobody waits for them."""
+    first = None
+    for booking in bookings:
+        if booking[column] and booking[ID] and (first is None or _rank_for_places(_asker_of(booking), first) > 0):
+            first = booking
+    return first
+
+
+def _rank_for_places(asker: Asker, booking: Booking) -> float:
+    """As `_rank`; but those without a flow do not pass each other, as they have turns and no throughput."""
+    plain = asker.member_start == ALONE and booking[MEMBER_START] == ALONE
+    if plain and asker.priority == booking[PRIORITY]:
+        return 0.0
+    if plain:
+        return level_of(asker.priority, asker.waited, asker.ageing) - level_of(*booking[PRIORITY:KEY])
+    return _rank(asker, booking)
+
+
+def _asker_of(booking: Booking) -> Asker:
+    asker = Asker(booking[PRIORITY], booking[WAITED], booking[AGEING], booking[SHARE])
+    asker.key, asker.start, asker.member_start = booking[KEY], booking[START], booking[MEMBER_START]
+    return asker
+
+
+def position_of(bookings: Sequence[Booking], number: float) -> int:
+    """The index of the booking of that number; of none, how many there are."""
+    found = (index for index, booking in enumerate(bookings) if booking[ID] == number)
+    return next(found, len(bookings)) if number else len(bookings)
 
 
 def taken(found: Sequence[Booking], column: int) -> float:

@@ -6,7 +6,7 @@ brackets, stands n times.
     limit       kind, and four numbers for each kind:
                 BUCKET rate burst overdraft –   CALENDAR amount end next_end –   WINDOW amount ttl mode –
     ACQUIRE     horizon stops n (limit amount)ⁿ
-                → wait receiptⁿ; or −1 − wait, and the limit that is ready last, or BOOKED;
+                → wait receiptⁿ; or −1 − wait, and the limit that is ready last, or BOOKED, or IN_LINE;
                 or −1 − seconds where it is another flow's turn, and −1 − the seconds by which the flow is ahead
     SERIES      horizon stops n m (limit)ⁿ (times amountⁿ)ᵐ
                 ACQUIREs on the same limits, one after the other, in m runs of so many with the same amounts
@@ -42,3 +42,6 @@ RANK, BOOK, DROP, SERIES = 10.0, 11.0, 12.0, 13.0
 
 BOOKED = -0.5
 """In a verdict, where the number of a limit would be: the request has a booking."""
+
+IN_LINE = -0.25
+"""The same: it has a booking for places, and is to ask again after so long at the latest."""

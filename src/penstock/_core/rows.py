@@ -58,6 +58,17 @@ class RowState:
         ] = []  # of a window: [until, owner, amount], of a bucket's refunds: [receipt, 0, amount]; a later period
 
 
+def is_places(limit: Sequence[float]) -> bool:
+    """Whether what is charged there is held, and comes back when a permit ends."""
+    return limit[0] == WINDOW and limit[3] != LOG
+
+
+def seconds_per_unit(limit: Sequence[float]) -> float:
+    """How long one unit of a limit takes to flow in; a second, or its window, where all comes back at once."""
+    kind, first, second, third, _ = limit
+    return second / first if kind == WINDOW and third == LOG else 1.0 / first
+
+
 def read_row(row: bytes | None, now: float, limits: Sequence[Sequence[float]], born: float = -1.0) -> RowState:
     """Take a row apart and let the time since it was written pass.
 

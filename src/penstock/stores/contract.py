@@ -486,7 +486,7 @@ class Store(ABC):
     def announce_freed(self, name: str, seconds: float) -> None:  # noqa: B027
         """Tell other processes that something of `name` was given back, where the store can.
 
-        It is as much as flows in in so many seconds.
+        It is as much as flows in in so many seconds. Below 0 it is the number of the request that is next, for places.
         """
 
     def listen(self, heard: Callable[[str, float], None]) -> None:  # noqa: B027

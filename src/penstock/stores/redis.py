@@ -425,7 +425,7 @@ class RedisStore(Store):
         def publish() -> None:
             client = self._client or self._connect()
             where = {"target_nodes": client.get_node_from_key(self._key(name))} if self._is_cluster else {}
-            client.execute_command("PUBLISH", f"{self.prefix}:changes", f"{seconds:g} {self._voice} {name}", **where)
+            client.execute_command("PUBLISH", f"{self.prefix}:changes", f"{seconds:.17g} {self._voice} {name}", **where)
 
         with contextlib.suppress(StoreError):  # the next caller of the store is told all the same
             self._asked(publish)

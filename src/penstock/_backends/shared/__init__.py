@@ -6,6 +6,7 @@ dispatcher.py   the thread and the way to the store
 scheduler.py    which requests to ask for, and what to do with the answers; pure
 asking.py       which requests the store is asked for next, and writing them into a batch
 agreement.py    limits that differ from those in the store, or change
+lines.py        who waits for places, and when they are asked for
 leasing.py      grants out of leases that this process holds
 settling.py     refunds, true costs, pauses: what the store is told
 state.py        what the scheduler knows

@@ -236,29 +236,32 @@ class Asking:
                 if request in queue.blocked:
                     asking.blocked.add(queue.blocked[request][0])
                     if queue.blocked[request][0].meter.held:
-                        asking.for_places.append(request)
+                        asking.for_places.append(dict(request.charges))
                 if not asking.blocked.isdisjoint(limits) or (asking.for_places and asking.makes_late(request)):
                     asking.hold(request)
                     break
                 claimed, waits = asking.booking_of(request, limits)
                 if waits:
+                    asking.stand_aside(request)
                     break
                 ready, _ = ready_at(request.charges, now)
-                if ready > now + LOOKAHEAD and _waits_for_places(request, now):
-                    asking.for_places.append(request)
                 first = claimed is not None or asking.first(request, limits)
                 if not first and ready > now + (LOOKAHEAD if asking.begun else 2 * MARGIN):
+                    if ready > now + LOOKAHEAD and _waits_for_places(request, now):
+                        asking.for_places.append(dict(request.charges))
                     asking.wait_for(request, ready, limits)
                     break
                 asking.until = max(asking.until, ready)
                 room -= 1
                 behind: Any = waiters.take(request)
-                if first and (claimed is not None or ready > now or not asking.begun):
+                if first and (claimed is not None or ready > now or not asking.begun or _wants_places(request)):
                     self._writing.put_first(request, batch, ready, now, claimed)
+                    if ready > now or (claimed is not None and claimed.in_line):
+                        asking.stand_aside(request)
                     if claimed is not None:
                         if claimed.claim_at <= now:
                             state.was_late(now - claimed.claim_at)
-                    else:
+                    elif ready > now or not _wants_places(request):  # else the store gives one of them a booking
                         asking.placed.append(request.booking)
                 else:
                     self._writing.put(request, batch, LOOKAHEAD, ready, now)
@@ -291,7 +294,7 @@ class _Round:
     Attributes:
         held: Per limit, the priority of the most urgent request that has a reservation, or must have its turn first.
         blocked: Limits of which those behind a request that is too early have nothing.
-        for_places: Requests that wait for places, and for nothing else that those behind them may take.
+        for_places: What requests that wait for places need, and those behind them may not take.
         placed: Bookings that are asked for in this batch.
         skipped: Flows whose bookings are for later.
         begun: Whether a request was written.
@@ -314,7 +317,7 @@ class _Round:
         self.now = now
         self.blocked: set[LimitState] = set()
         self.look_again = min([*(at for _, at in queue.blocked.values()), *queue.behind.values()], default=math.inf)
-        self.for_places: list[SharedRequest] = []
+        self.for_places: list[dict[Any, float]] = []
         self.placed: list[Any] = []
         self.skipped: set[Any] = set()
         self.begun = False
@@ -327,8 +330,7 @@ class _Round:
 
     def makes_late(self, request: SharedRequest) -> bool:
         """Whether it would leave too little for one before it, were the places that this waits for given back now."""
-        for ahead in self.for_places:
-            needed = dict(ahead.charges)
+        for needed in self.for_places:
             for of, amount in request.charges:
                 need = min(needed.get(of, 0.0), of.limit.capacity)
                 if need and of.ready_at(amount + need, self.now) > self.now:
@@ -338,6 +340,11 @@ class _Round:
                     )
                     return True
         return False
+
+    def stand_aside(self, request: SharedRequest) -> None:
+        """Keep for a request that waits for places what else it needs: of these the store keeps what is its."""
+        if _wants_places(request):
+            self.for_places.append({of: amount for of, amount in request.charges if not of.meter.held})
 
     def first(self, request: SharedRequest, limits: list[Any]) -> bool:
         """Whether a request is the first of its priority that needs these limits."""
@@ -359,7 +366,8 @@ class _Round:
             if booking.flow != request.flow or [of for of, _ in booking.charges] != limits:
                 continue
             claim_at = booking.claim_at
-            if request.latest >= booking.due:  # else it waits for less, and would lose the booking for the others
+            # A request that waits for less would lose the booking for the others.
+            if booking.in_line or request.latest >= booking.due:
                 claim_at = min(claim_at, booking.early_at)
             if claim_at <= self.now:
                 due.append(booking)
@@ -380,6 +388,10 @@ class _Round:
         self.look_again = min(self.look_again, ready - MARGIN)
         if not self._reserved.isdisjoint(limits):
             self.look_again = min(self.look_again, max((of.due for of in self._queue.reserved), default=math.inf))
+
+
+def _wants_places(request: SharedRequest) -> bool:
+    return any(of.meter.held for of, _ in request.charges)
 
 
 def _waits_for_places(request: SharedRequest, now: float) -> bool:

@@ -309,11 +309,17 @@ class Dispatcher:
         with self.lock:
             self.apply(batch, answer, clock.now(), ours=store is not self.store)
         self._wake()
-        if (batch.announce or batch.freed) and store is self.store and not isinstance(answer, Exception):
+        if (
+            (batch.announce or batch.freed or batch.next_in_line)
+            and store is self.store
+            and not isinstance(answer, Exception)
+        ):
             with self._io, contextlib.suppress(StoreError):  # the other processes hear of it when they next ask
                 store.announce(sorted(batch.announce))
                 for name, seconds in batch.freed.items():
                     store.announce_freed(name, seconds)
+                for name, number in batch.next_in_line.items():
+                    store.announce_freed(name, -number)
 
     def _ask(self, store: Store, packed: Batch, until: float) -> Reply:
         """Ask the store, again and again until then; Unreachable: there was no answer."""
@@ -457,6 +463,8 @@ class _Announced:
     def __call__(self, scheduler: Scheduler, _: float) -> None:
         if self._seconds > 0:
             scheduler.on_freed(self._name, self._seconds)
+        elif self._seconds < 0:
+            scheduler.on_next_in_line(self._name, -self._seconds)
         else:
             scheduler.on_announced(self._name)
 

@@ -49,13 +49,14 @@ class StoreQueue:
         poll: Seconds until a blocked limit is asked for again.
         alarm: When the queue is looked at next.
         problem: Why the store did not decide the last batch; None: it did.
+        line_wait: Seconds that a booking for places has waited lately.
         more_at: Before that, the store has no more to lease than what the first in the queue need.
         tended: When the leases are looked at next, whether they are used.
     """
 
     __slots__ = (
         "__weakref__", "_into", "_merged", "alarm", "behind", "blocked", "bookings", "coming", "fresh", "lease",
-        "more_at", "poll", "problem", "reserved", "sets", "tended", "told", "waiters",
+        "line_wait", "more_at", "poll", "problem", "reserved", "sets", "tended", "told", "waiters",
     )  # fmt: skip
 
     def __init__(self, ageing: float, weights: Mapping[Hashable, float], lease: float | None) -> None:
@@ -75,6 +76,7 @@ class StoreQueue:
         self.bookings: list[Any] = []
         self.coming = 0
         self.alarm = math.inf
+        self.line_wait = 0.0
         self.problem: Exception | None = None
         self.more_at = self.tended = -math.inf
         self.blocked: dict[Any, tuple[LimitState, float]] = {}

@@ -52,16 +52,19 @@ class Booking:
         due: The moment that the store has told; `inf`: it has not told yet.
         claim_at: When to ask for it.
         early_at: When to ask whether it may be had before its moment; `inf`: nothing tells that it may.
+        in_line: Whether it is for places.
+        since: When the store has told it first.
     """
 
-    __slots__ = ("charges", "claim_at", "due", "early_at", "flow", "number", "priority")
+    __slots__ = ("charges", "claim_at", "due", "early_at", "flow", "in_line", "number", "priority", "since")
 
     def __init__(self, number: float, request: SharedRequest) -> None:
         self.number = number
         self.charges: Any = request.charges
         self.flow = request.flow
         self.priority = request.priority
-        self.due = self.claim_at = self.early_at = math.inf
+        self.due = self.claim_at = self.early_at = self.since = math.inf
+        self.in_line = False
 
 
 class SharedRequest(Request):

@@ -24,8 +24,9 @@ from penstock._backends.charges import queue_full
 from penstock._backends.shared.agreement import DIVIDED, Agreement
 from penstock._backends.shared.asking import LOOKAHEAD, Asking, Writing
 from penstock._backends.shared.leasing import Leasing
-from penstock._backends.shared.limit_set import SharedLimitSet, SharedLimitState
-from penstock._backends.shared.queue import FREED_WATCHED, PAUSE_WATCHED, POLL, POLL_HEARD, StoreQueue
+from penstock._backends.shared.limit_set import SharedLimitSet
+from penstock._backends.shared.lines import ROUNDING, Lines
+from penstock._backends.shared.queue import FREED_WATCHED, PAUSE_WATCHED, POLL, StoreQueue
 from penstock._backends.shared.requests import LeaseAsked, Refund, SharedRequest, Stage, StoreReceipts
 from penstock._backends.shared.settling import Settling
 from penstock._backends.shared.state import SchedulerState, again
@@ -40,14 +41,8 @@ _NEW, _ASKED, _GRANTED = Stage.NEW, Stage.ASKED, Stage.GRANTED  # to look member
 UNCONFIRMED = 2.5 * LOOKAHEAD
 """Seconds for which a reservation is used without asking whether all was paused, where the store announces nothing."""
 
-ROUNDING = 1e-5
-"""Seconds by which a moment of the store's and the same one of ours may differ."""
-
 SEPARATE = 10.0
 """Seconds for which each batch is about one queue, after one about several has failed."""
-
-PLACE_FREED = 1e-9
-"""Seconds of throughput that others are told of where places were given back: no booking comes sooner for them."""
 
 
 class Scheduler:
@@ -62,6 +57,7 @@ class Scheduler:
         self._asking = Asking(self.state, self._writing)
         self._leasing = Leasing(self.state, self._writing)
         self._settling = Settling(self.state)
+        self._lines = Lines(self.state)
         self._agreement = Agreement(self.state, self._leasing)
 
     def forget(self) -> None:
@@ -255,6 +251,12 @@ class Scheduler:
         if limit_set is not None and len(limit_set.queue):
             self.state.ask_again(limit_set.queue, seconds)
 
+    def on_next_in_line(self, name: str, number: float) -> None:
+        """The booking of that number can have its places."""
+        limit_set = self.state.limit_sets.get(name)
+        if limit_set is not None:
+            self._lines.call_up(limit_set.queue, number)
+
     def on_stop(self, now: float) -> None:
         """Refuse all that comes after this: it would wait for ever."""
         state = self.state
@@ -424,9 +426,7 @@ class Scheduler:
         for limit_set in gave_back.union(batch.offsets):
             if len(limit_set.queue.waiters) and (limit_set in gave_back or limit_set.queue.can_go(now)):
                 self.state.dirty[limit_set.queue] = None
-        for of in batch.places:
-            if of.meter.level(now) > 0:  # nobody here has taken it
-                batch.freed.setdefault(of.limit_set.name, PLACE_FREED)
+        self._lines.look(batch, reply, now)
         self.state.answer_looks(batch.looks, None)
         batch.asked = []  # requests name the batch, too: without this, only the garbage collector could free them
 
@@ -446,6 +446,8 @@ class Scheduler:
 
     def _admitted(self, request: SharedRequest, batch: BatchInFlight, wait: float, now: float) -> None:
         state, apart = self.state, self.state.apart
+        if request.booking is not None and request.booking.in_line:
+            self._lines.left(request, batch, now)
         for of, amount in request.charges:
             if of.renewed:
                 limit_set = of.limit_set
@@ -474,6 +476,8 @@ class Scheduler:
         booking.claim_at = booking.due - self.state.lead
         asks = not self.store.hears and verdict.wait > 2 * FREED_WATCHED
         booking.early_at = now + FREED_WATCHED if asks else math.inf
+        if verdict.in_line:
+            self._lines.joined(booking, queue, now)
         booking.priority = request.priority
         if request.stage is Stage.GONE and not queue.is_of_use(booking):
             self.state.drop(booking, queue)
@@ -505,19 +509,11 @@ class Scheduler:
             until = of.paused_until if self.store.hears else min(of.paused_until, now + PAUSE_WATCHED)
             queue.blocked[request] = of, max(until, now + ROUNDING)
         elif of.held:
-            queue.blocked[request] = of, now + min(max(wait, ROUNDING), self._until_freed(of, queue))
+            self._lines.not_joined(request, of, wait, now)
         elif any(each.returns_at_once for each, _ in request.charges):
             # There are no bookings of windows. The moment is known, and what others give back is heard of.
             watched = math.inf if self.store.hears else FREED_WATCHED
             queue.blocked[request] = of, now + min(max(wait, ROUNDING), watched)
-
-    def _until_freed(self, of: SharedLimitState, queue: StoreQueue) -> float:
-        """Seconds until places are asked for again, if nobody is heard to give one back before."""
-        if of.meter.level(0.0) + of.limit_set.places.get(of, 0.0) >= of.limit.capacity:
-            return FREED_WATCHED  # all are held here, and their end is seen
-        seconds = queue.poll
-        queue.poll = min(2 * seconds, POLL_HEARD if self.store.hears else POLL[1])
-        return seconds
 
     def _look_at_reservations(self, limit_set: SharedLimitSet, now: float) -> None:
         """Use the reservations that are due; give up those that a younger pause has overtaken."""

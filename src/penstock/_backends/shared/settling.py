@@ -75,7 +75,10 @@ class Settling:
             if state.all_fit(batch, booking.charges):
                 batch.drop(booking)
                 for of, amount in booking.charges:
-                    self._tell(of, amount, batch)
+                    if of.held and booking.in_line:
+                        batch.lines.append(of)
+                    elif not booking.in_line:
+                        self._tell(of, amount, batch)
             else:
                 state.drops.append(booking)
         leaving, state.leaving = state.leaving, []
@@ -106,6 +109,7 @@ class Settling:
                 refund.receipt = LATEST  # charged when the store answered, perhaps with limits that it then heard of
         batch.give_back(refund)
         if of.held:
+            batch.lines.append(of)
             if of.meter.level(0.0) < max(1.0, refund.amount):  # so others may be waiting for it
                 batch.places.append(of)
         else:

@@ -319,7 +319,7 @@ class SchedulerState:
         """Tell the store, with the next batch, that a booking is not needed any more: those behind it come sooner."""
         self.drops.append(booking)
         self._depart_with_all(booking, queue)
-        if len(queue):
+        if len(queue) and not booking.in_line:
             self.ask_again(queue, max(amount / of.throughput for of, amount in booking.charges))
 
     def silence_of(self, limit_set: SharedLimitSet) -> Outage | None:

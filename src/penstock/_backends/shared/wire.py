@@ -43,9 +43,14 @@ class NotNow:
 
 @dataclass(slots=True, eq=False)
 class BookedFor:
-    """A request is to come again in `wait` seconds: it has a booking for that moment."""
+    """A request is to come again in `wait` seconds: it has a booking for that moment.
+
+    Attributes:
+        in_line: Whether it is for places: it is to come then at the latest, and before if some may have come back.
+    """
 
     wait: float
+    in_line: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -141,14 +146,16 @@ class BatchInFlight:
         commands, settlements, refunds, drops, looks: What else is in it.
         announce: Names whose change the other processes must hear of.
         places: Limits whose places were all taken, and of which some are given back.
+        lines: Limits whose next in line may have places now: some are given back, or the first has left.
+        next_in_line: Per name of these, the number of the booking that can have its places: its process must hear it.
         freed: Names of which so much is given back that they must hear of it: as much as flows in in so many seconds.
         epochs: When the row of each limit set was born, once that was answered.
     """
 
     __slots__ = (
-        "announce", "asked", "commands", "drops", "epochs", "flow", "freed", "group", "looks", "misdated", "offsets",
-        "operations", "orders", "payer", "places", "priority", "refunds", "sent", "series", "settlements", "terms",
-        "width",
+        "announce", "asked", "commands", "drops", "epochs", "flow", "freed", "group", "lines", "looks", "misdated",
+        "next_in_line", "offsets", "operations", "orders", "payer", "places", "priority", "refunds", "sent", "series",
+        "settlements", "terms", "width",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -173,6 +180,8 @@ class BatchInFlight:
         self.announce: set[str] = set()
         self.places: list[SharedLimitState] = []
         self.freed: dict[str, float] = {}
+        self.lines: list[SharedLimitState] = []
+        self.next_in_line: dict[str, float] = {}
         self.epochs: dict[SharedLimitSet, float] = {}
 
     # Writing
@@ -356,8 +365,8 @@ class BatchInFlight:
             at += 2
             if what < 0 and not (wait > -math.inf and what > -math.inf):
                 raise IndexError(what)  # it would never be asked for again
-            if what == codes.BOOKED:
-                verdicts.append(BookedFor(-1.0 - wait))
+            if what in {codes.BOOKED, codes.IN_LINE}:
+                verdicts.append(BookedFor(-1.0 - wait, what == codes.IN_LINE))
             elif what < 0:
                 verdicts.append(OthersTurn(-1.0 - wait, -1.0 - what))
             else:

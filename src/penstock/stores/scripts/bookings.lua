@@ -3,6 +3,7 @@
 -- Of the requests that follow: rank, age, and the name that knows their flow.
 local priority, waited, ageing, payer = 0, 0, AGEING, -1
 local booking_number, booking_due, booking_within = 0, NEW, -1  -- and of the next one
+local lined = {}  -- flows and priorities that were given bookings for places
 
 local function level_of(urgency, age, step) return urgency + math.floor(age / step + 1e-9) end
 
@@ -57,6 +58,52 @@ local function before(bookings, asker, id, claims)  -- those that a request must
     end
   end
   return found
+end
+
+-- As `rank`; but those without a flow do not pass each other, as they have turns and no throughput.
+local function rank_for_places(asker, booking)
+  if asker[6] ~= ALONE or booking[MEMBER_START] ~= ALONE then return rank(asker, booking) end
+  if asker[1] == booking[PRIORITY] then return 0 end
+  return level_of(asker[1], asker[2], asker[3]) - level_of(booking[PRIORITY], booking[WAITED], booking[AGED])
+end
+
+local function ahead_of_place(bookings, asker, position, column)  -- what those take that go before a request
+  local sum = 0
+  for i = 1, #bookings do
+    local booking = bookings[i]
+    if booking[column] ~= 0 and booking[ID] ~= 0 then
+      local order = rank_for_places(asker, booking)
+      if order < 0 or (order == 0 and i < position) then sum = sum + booking[column] end
+    end
+  end
+  return sum
+end
+
+local function next_in_line(limit)  -- the number of the booking that can have its places now; 0: there is none
+  local name, first = row_of[limit], nil
+  local bookings, column = booked[name], AMOUNTS + limit - begins[name]
+  for i = 1, #bookings do
+    local one = bookings[i]
+    if one[column] ~= 0 and one[ID] ~= 0 then
+      local passes = not first or rank_for_places(
+        {one[PRIORITY], one[WAITED], one[AGED], one[WHOSE], one[START], one[MEMBER_START], one[SHARE]}, first) > 0
+      if passes then first = one end
+    end
+  end
+  if not first then return 0 end
+  for of = begins[name] + 1, begins[name + 1] do
+    if is_places(of) and wait_of(of, first[AMOUNTS + of - begins[name]]) > 0 then return 0 end
+  end
+  return first[ID]
+end
+
+local function is_in_line(name, id)  -- whether the booking of that number is for places
+  local booking = id ~= 0 and of_number(booked[name], id)
+  if not booking then return false end
+  for limit = begins[name] + 1, begins[name + 1] do
+    if is_places(limit) and booking[AMOUNTS + limit - begins[name]] ~= 0 then return true end
+  end
+  return false
 end
 
 local function need_of(limit, amount) return third[limit] ~= 0 and min(amount, second[limit]) or amount end
@@ -147,12 +194,12 @@ local function share_of(from, upto)  -- seconds of throughput that a request tak
   return share
 end
 
-local function amounts_of(from, upto, name)  -- what a request takes from each limit of a name
+local function amounts_of(from, upto, name, places)  -- what it takes from each limit of a name: of places, or others
   local amounts = {}
   for limit = begins[name] + 1, begins[name + 1] do amounts[limit - begins[name]] = 0 end
   for i = from, upto, 2 do
     local limit = asked[i] + 1
-    if row_of[limit] == name then amounts[limit - begins[name]] = amounts[limit - begins[name]] + asked[i + 1] end
+    if row_of[limit] == name and is_places(limit) == (places or false) then amounts[limit - begins[name]] = amounts[limit - begins[name]] + asked[i + 1] end
   end
   return amounts
 end

@@ -64,7 +64,11 @@ while position <= stop do
     local longest, blocker, fixed = 0, -1, false
     local id, due, within = booking_number, booking_due, booking_within
     booking_number, booking_due, booking_within = 0, NEW, -1
-    local early = horizon < due and due <= within
+    local in_line = false
+    if due ~= NEW then
+      for i = from, position - 1, 2 do in_line = in_line or is_in_line(row_of[asked[i] + 1], id) end
+    end
+    local early = horizon < due and due <= within and not in_line
     for i = from, position - 1, 2 do
       local limit = asked[i] + 1
       local wait = wait_of(limit, asked[i + 1])
@@ -83,6 +87,7 @@ while position <= stop do
       end
     end
     local rows, standing, crowded, claims, passes, asker, plain = {}, {}, false, false, true, nil, nil
+    local positions = {}
     for i = from, position - 1, 2 do
       local name = row_of[asked[i] + 1]
       local known = false
@@ -96,6 +101,9 @@ while position <= stop do
       for j = 1, #rows do
         local name = rows[j]
         local booking
+        local _, at = nil, nil
+        if id ~= 0 then _, at = of_number(booked[name], id) end
+        positions[j] = at or #booked[name] + 1
         if early then
           booking = of_number(booked[name], id)
           standing[#standing + 1] = booking
@@ -108,12 +116,25 @@ while position <= stop do
         end
         crowded = crowded or #booked[name] > 0
       end
+      for i = from, position - 1, 2 do  -- until there are places for all that come before it, too
+        local limit = asked[i] + 1
+        local name = row_of[limit]
+        if #booked[name] > 0 and is_places(limit) then
+          local at
+          for j = 1, #rows do at = rows[j] == name and positions[j] or at end
+          local of, column = name == payer and asker or plain, AMOUNTS + limit - begins[name]
+          local before_it = ahead_of_place(booked[name], of, at, column)
+          local seconds = before_it ~= 0 and wait_of(limit, asked[i + 1] + before_it) or 0
+          fixed = fixed or seconds > 0
+          if seconds > longest then longest, blocker = seconds, limit - 1 end
+        end
+      end
     end
     if asker and crowded and not fixed then
       local found, all = {}, {}
       for j = 1, #rows do
         local of = rows[j] == payer and asker or plain
-        found[rows[j]], all[rows[j]] = before(booked[rows[j]], of, id, claims), before(booked[rows[j]], of, id, false)
+        found[rows[j]], all[rows[j]] = before(booked[rows[j]], of, id, claims and not in_line), before(booked[rows[j]], of, id, false)
       end
       passes = longest <= horizon
       for i = from, position - 1, 2 do
@@ -145,7 +166,31 @@ while position <= stop do
     end
     local books = not goes and asker and longest <= within and not fixed
     local may_stand_back = not (fixed or crowded or claims or (id ~= 0 and not goes))
-    if early and not goes then  -- it keeps its booking, and a later one gets none beside it
+    local stands = asker and not (goes or early) and id ~= 0 and fixed
+      and is_places(blocker + 1) and stopped[blocker + 1] ~= true
+      and not lined[asker[4] .. ' ' .. priority]
+    for i = from, position - 1, 2 do stands = stands and pause[asked[i] + 1] <= 0 end
+    for j = 1, #rows do stands = stands and #booked[rows[j]] < MOST end
+    if stands then  -- it waits for places: where its booking was, or at the end
+      local told = min(IN_LINE_FOR, within)
+      say(-1 - told)
+      say(IN_LINE)
+      lined[asker[4] .. ' ' .. priority] = true  -- a later one of that flow gets no booking beside it
+      for j = 1, #rows do
+        local name = rows[j]
+        local of, amounts, sum = name == payer and asker or plain, amounts_of(from, position - 1, name, true), 0
+        for i = 1, #amounts do sum = sum + amounts[i] end
+        if sum ~= 0 then
+          local booking = {id, told, priority, waited, ageing, of[4], of[5], of[6], of[7], unpack(amounts)}
+          table.insert(booked[name], positions[j], booking)
+          for limit = begins[name] + 1, begins[name + 1] do free_until[limit] = -1 end
+        end
+      end
+      if mine then
+        if not claims then spent = spent + share_of(from, position - 1) * inverse end
+        ahead = max(ahead, told)
+      end
+    elseif early and not goes then  -- it keeps its booking, and a later one gets none beside it
       if standing[1] then
         due = standing[1][DUE]
         for j = 2, #standing do due = min(due, standing[j][DUE]) end
@@ -314,7 +359,8 @@ for limit = 1, limits do
   local log, at = entries[limit], #reply
   reply[at + 1] = pause[limit]
   if kind[limit] == WINDOW then
-    reply[at + 2], reply[at + 3] = total(log), log[1] and log[1][1] or 0
+    local next = is_places(limit) and next_in_line(limit) or 0
+    reply[at + 2], reply[at + 3] = total(log), next ~= 0 and -next or log[1] and log[1][1] or 0
   else
     local sum = 0
     if kind[limit] == BUCKET then

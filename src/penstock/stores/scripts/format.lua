@@ -24,6 +24,7 @@ local RANK, BOOK, DROP, SERIES = 10, 11, 12, 13
 -- Of a booking, as in _core/bookings.py.
 local ID, DUE, PRIORITY, WAITED, AGED, WHOSE, START, MEMBER_START, SHARE, AMOUNTS = 1, 2, 3, 4, 5, 6, 7, 8, 9, 9
 local BOOKED, NEW, ALONE, MOST, TARDY, EXPIRED, AGEING = -0.5, -1e9, -1e9, 128, 0.050, 0.5, 30
+local IN_LINE, IN_LINE_FOR = -0.25, 0.25
 local KEPT_IF_EMPTY = 2592000  -- where an absent row counts as used up, idle rows are kept for 30 days
 local REFUNDS, LONGEST_LOG, KEPT_LONGER, TOLD_FOR, LONGEST_KEPT = 32, 256, 3600, 600, 1e9
 local ROUNDING = 1 + 1e-12

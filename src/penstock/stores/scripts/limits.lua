@@ -138,6 +138,8 @@ local function release(log, amount, receipt, mode)  -- of the owner's entries: t
   return rest
 end
 
+local function is_places(limit) return kind[limit] == WINDOW and third[limit] ~= LOG end
+
 local function seconds_of(limit)  -- in which one unit flows in
   if kind[limit] == WINDOW and third[limit] == LOG then return second[limit] / first[limit] end
   return 1 / first[limit]
