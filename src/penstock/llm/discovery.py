@@ -61,14 +61,6 @@ from penstock.llm.learning.traffic import Departure, Traffic
 __all__ = ["UnitEstimate"]
 
 
-HASTE = 2.0
-"""How much faster than a window comes back it may be used, once a refusal has confirmed it: what was missed is made up
-for, and a window by the clock is used up before it ends."""
-
-TIMED_HASTE = 1.25
-"""The same while only the wait that a refusal stated confirms it."""
-
-
 class UnitEstimate:
     """All that is known of one unit: what was stated, limit by limit, and what was measured.
 
@@ -165,12 +157,14 @@ class UnitEstimate:
             self.pace.settle_on_more()
         elif found is not self._window.found:
             self._settle(self.pace, now)
+        else:
+            self.pace.haste = self._window.haste
 
     def _settle(self, pace: Pace, now: float) -> None:
         """Go on at the rate of the window that was found, if one was."""
         if self._window.found is not None:
             pace.settle_on(self._window.found.rate, now)
-        pace.haste = HASTE if self._window.is_sure else TIMED_HASTE if self._window.is_timed else 1.0
+        pace.haste = self._window.haste
 
     def heard(self, name: str, departure: Departure, stated: StatedLimit, now: float) -> None:
         """Hear one limit of this unit."""

@@ -232,3 +232,20 @@ def test_no_more_leaves_within_a_window_than_it_has():
     assert 10.0 <= window.ready_at(11.0, 1.0, traffic) < 10.5
     assert 10.5 <= window.ready_at(10.0, 1.0, traffic, ahead=50.0) < 11.0
     assert window.ready_at(200.0, 11.5, traffic) == 11.5  # what is larger than the window goes alone
+
+
+@pytest.mark.parametrize("begins", [-0.5, -1.0, -6.5, -8.0])
+def test_a_window_by_the_clock_that_was_used_up_again_and_again_is_used_as_soon_as_it_begins(begins):
+    """Nothing is gained by spreading it over the window, and what is not sent when demand ends is lost."""
+    server = Fixed(100, 10, begins)
+    _, refused = run(server, 120.0, stated=True, clock=begins)
+    assert share(server, begins + 70, begins + 73, 33.0) > 0.9  # it was two thirds, and later half
+    assert share(server, begins + 10, begins + 110, 10.0) > 0.99
+    assert refused <= 2
+
+
+def test_it_is_spread_again_when_it_is_refused():
+    """The amount was cut: all that leaves on the old belief is refused."""
+    server = Fixed(100, 10)
+    estimate, _ = run(server, 101.0, stated=True, changes=[(80.0, 50)])
+    assert estimate.pace.haste <= 2

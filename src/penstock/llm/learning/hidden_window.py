@@ -52,6 +52,19 @@ RENEWED, SOME = 0.02, 2.0
 """Share of the amount, and requests, that must have been admitted since the last refusal for another one to be
 foretold."""
 
+NEARLY = 0.94
+"""Share of an amount that was admitted where it is said to be used up: the rest may have been counted before."""
+
+HASTE = 2.0
+"""How much faster than a window comes back it may be used, once it has foretold a refusal: what was missed is made up
+for, and a window by the clock is used up before it ends."""
+
+TIMED_HASTE = 1.25
+"""The same while only the wait that a refusal stated confirms it."""
+
+MOST_HASTE = 16.0
+"""The same at most, as each window by the clock that was used up lets the next one be used in half the time."""
+
 ROUGHLY = 10.0
 """How many times what a wait is rounded by a window must be long for that wait to tell when it ends."""
 
@@ -77,6 +90,7 @@ class Window:
         least: The same at least.
         foretold: Refusals that came when this amount was used up again.
         timed: Refusals that stated the wait which this window would have stated.
+        used_up: Windows by the clock, of late, of which all was admitted and nothing refused.
     """
 
     kind: WindowKind
@@ -87,6 +101,8 @@ class Window:
     least: float = 0.0
     foretold: int = 0
     timed: int = 0
+    used_up: int = 0
+    _used_up_at: float = -math.inf  # in the last of them
 
     @property
     def borne_out(self) -> tuple[int, int]:
@@ -111,6 +127,14 @@ class Window:
     def is_ruled_out(self) -> bool:
         """Whether more was admitted than it admits."""
         return self.least > SLACK * self.most
+
+    def note_use(self, at: float, traffic: Traffic) -> None:
+        """Something was admitted: see whether that was the last of a window by the clock."""
+        begin = self.begin(at)
+        if self.kind is not WindowKind.CLOCK or self._used_up_at >= begin:
+            return
+        if traffic.admitted(begin + self.margin, at) >= NEARLY * self.most:
+            self.used_up, self._used_up_at = self.used_up + 1, at
 
     def begin(self, at: float) -> float:
         """When the window began that goes on at a moment, by the clock."""
@@ -198,14 +222,12 @@ class HiddenWindow:
     _admitted: float = 0.0  # units that were admitted since, in as much time
 
     @property
-    def is_sure(self) -> bool:
-        """Whether the window that is believed in has foretold a refusal."""
-        return self.found is not None and self.found.foretold > 0
-
-    @property
-    def is_timed(self) -> bool:
-        """Whether a refusal has stated the wait that follows from the window that is believed in."""
-        return self.found is not None and self.found.timed > 0
+    def haste(self) -> float:
+        """How much faster than it comes back the window may be used that is believed in, as far as it is confirmed."""
+        found = self.found
+        if found is None or not (found.foretold or found.timed):
+            return 1.0
+        return max(HASTE if found.foretold else TIMED_HASTE, min(MOST_HASTE, 2.0**found.used_up))
 
     def refused(
         self, departure: Departure, traffic: Traffic, now: float, wait: float | None, began: float = 0.0
@@ -264,8 +286,10 @@ class HiddenWindow:
         if is_new and abs(used - window.most) <= SAME * used:
             since = traffic.admitted(self._refused_at, departure.at)
             window.foretold += since >= max(SOME * departure.cost, RENEWED * used)
-        if window is self.found and is_new and used <= window.most:
-            used = min(used, LESS * window.most)
+        if window is self.found and is_new:
+            window.used_up = 0
+            if used <= window.most:
+                used = min(used, LESS * window.most)
         window.most = min(window.most, used)
 
     def passed(self, departure: Departure, traffic: Traffic) -> None:
@@ -278,6 +302,7 @@ class HiddenWindow:
             each.least = max(each.least, each.at_least(departure.at, traffic) + departure.cost)
         self._open = [each for each in self._open if not each.is_ruled_out]
         if self.found is not None:
+            self.found.note_use(departure.at, traffic)
             self.found = self._best(departure, traffic)
             if self.found is None:
                 self._first, self._open = None, []
