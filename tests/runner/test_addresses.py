@@ -215,3 +215,15 @@ async def test_another_model_is_asked_before_an_address_is_taken_for_wrong(tmp_p
     with prepared(tmp_path, rows, Service(answer=answer), max_in_flight=1) as this:
         await this.run()
         assert (this.run.stopped, len(this.results()), len(this.errors())) == (None, 10, 60)
+
+
+@pytest.mark.parametrize("status", [300, 304, 305])
+async def test_an_answer_that_leads_nowhere_is_an_error_of_its_row(tmp_path, status):
+    """As SDKs have it. It was taken for a server that is away, and the rows were sent for as long as one may be."""
+    service = Service(answer=lambda body: (status, {}, b"") if "7" in str(body["messages"]) else (200, {}, ANSWER))
+    with prepared(tmp_path, [*map(chat, range(60)), *map(chat, range(70, 80))], service, max_in_flight=5) as this:
+        await this.run()
+        assert (this.run.stopped, len(this.results())) == (None, 54)
+        assert {error["error"]["code"] for error in this.errors()} == {f"http_{status}"}
+    assert (len(service.asked), this.counts.retries) == (70, 0)
+    assert clock.now() < 10

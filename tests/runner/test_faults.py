@@ -557,7 +557,7 @@ async def test_a_disk_that_fills_up_costs_no_answer_that_was_under_way(tmp_path,
         assert (this.counts.in_doubt == 0) == says_its_room
         summary = this.summary()
         assert summary["in_doubt"] + summary["answered"] + summary["untouched"] == summary["rows"]
-        said = f"{this.counts.in_doubt} rows were sent and no answer is kept: the same command goes on with them"
+        said = f"{this.counts.in_doubt} rows were sent and no answer is kept: they may have been billed"
         assert any(line.startswith(said) for line in sentences(summary)) != says_its_room
     with prepared(tmp_path, [chat(number) for number in range(2_000)], Slow(), limits=limits) as again:
         assert again.all_results.ambiguous == this.counts.in_doubt

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 from penstock.llm.tokens import by_bytes
 from penstock.runner import formats
-from penstock.runner.files import OutputError
-from penstock.runner.source import IdSet, Lines, Rejected, Row, custom_id_digest, dump_json, load_json, read_row
+from penstock.runner.source import Lines, Rejected, Row, dump_json, load_json, read_row
 
 STATUS = Path("/proc/self/status")
 CHAT = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "How deep is the sea?"}]}
@@ -297,45 +296,6 @@ def test_what_is_written_is_one_line_for_every_reader_and_reads_the_same(value):
 @given(st.dictionaries(st.sampled_from([*CHAT, "input", "prompt", "body", "url", "method", "custom_id"]), json_values))
 def test_no_object_breaks_the_reader(given_object):
     assert isinstance(read(dump_json(given_object)), Row | Rejected)
-
-
-# Names seen before
-
-
-@given(st.lists(st.text(max_size=3) | st.integers(0, 300)))
-def test_a_set_of_names_is_a_set_of_names(ids):
-    """7 and "7" are one: a program that joins results to requests may read either."""
-    names, expected = IdSet(), set()
-    for name in ids:
-        assert names.add(custom_id_digest(name)) == (str(name) not in expected)
-        expected.add(str(name))
-
-
-@pytest.mark.skipif(not STATUS.exists(), reason="only Linux says how much memory is held")
-def test_names_take_no_memory_however_many_there_are():
-    def digest(number):
-        return number * 0x9E3779B97F4A7C15 & ((1 << 64) - 1)
-
-    def held():
-        return next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith("RssAnon"))
-
-    names = IdSet()
-    assert all(names.add(digest(number)) for number in range(60_000))
-    before = held()
-    assert all(names.add(digest(number)) for number in range(60_000, 160_000))
-    assert held() - before < 400  # kB; 8 bytes for each would be 780
-    assert not any(names.add(digest(number)) for number in range(0, 160_000, 100))
-
-
-def test_names_without_room_are_said(monkeypatch, tmp_path):
-    """And not taken for new ones, nor for a fault of the row."""
-    names = IdSet()
-    assert names.add(1)
-    names._cursor.execute("PRAGMA max_page_count = 20")
-    with pytest.raises(
-        OutputError, match=r"no room for a temporary file of 20 bytes a row \(database or disk is full\)"
-    ):
-        any(not names.add(number) for number in range(2, 100_000))
 
 
 def test_a_file_that_is_cut_while_it_is_read_is_said(tmp_path):

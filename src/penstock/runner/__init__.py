@@ -15,6 +15,7 @@
     prices      what rows cost in dollars;  spending: how much a run may spend
     journal     what was sent, and how it ended;  agreement: made to agree with the results when a run begins
     output      results and errors on disk, and where an interrupted run goes on;  files: how they are written
+    spilled     numbers of a million rows, in a temporary file
     secrets     hides keys in what is written;  system: what operating systems differ in
 
 What it tells people:

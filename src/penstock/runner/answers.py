@@ -27,8 +27,9 @@ __all__ = ["FOREIGN", "Answer", "is_foreign", "is_page", "judge", "readable", "w
 FOREIGN = "foreign_answer"
 """The code of what no service of this kind sends."""
 
-_FOREIGN_STATUSES = frozenset({407, 426, 511})
-"""A proxy wants a password, a socket another protocol, a captive portal a log-in."""
+_FOREIGN_STATUSES = frozenset({301, 302, 303, 307, 308, 407, 426, 511})
+"""A log-in or another address is elsewhere, a proxy wants a password, a socket another protocol, a captive portal a
+log-in. The other statuses from 300 on say nothing of that: they are about the row, as SDKs have them."""
 
 _ALWAYS = {
     "/completions": "choices",
@@ -62,7 +63,7 @@ def judge(path: str, status: int, headers: Mapping[str, str], content: bytes) ->
 
 def is_foreign(status: int, code: str) -> bool:
     """Whether an answer of this status and code can never be one of a service of this kind, whatever the row."""
-    return code == FOREIGN or status < 200 or 300 <= status < 400 or status in _FOREIGN_STATUSES
+    return code == FOREIGN or status < 200 or status in _FOREIGN_STATUSES
 
 
 def is_page(content: bytes) -> bool:

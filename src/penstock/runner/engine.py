@@ -37,8 +37,9 @@ from penstock.runner.pool import Pool, settle
 from penstock.runner.ports import Known, Sink, Source, words_of_change
 from penstock.runner.prices import usage_of
 from penstock.runner.settings import Settings, Stopped
-from penstock.runner.source import IdSet, Rejected, Row, read_row
+from penstock.runner.source import Rejected, Row, read_row
 from penstock.runner.spending import Spending
+from penstock.runner.spilled import IdSet
 from penstock.runner.summary import Counts
 from penstock.runner.troubles import Troubles
 from penstock.runner.work import RefusedReply, Work, ambiguous

@@ -32,12 +32,13 @@ import sys
 import threading
 import zlib
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 
 from penstock.runner.files import Appended, OutputError, cannot_write, create_beside, truncate_at_last_line
 from penstock.runner.naming import Naming, as_flag
 from penstock.runner.source import Rejected, Row, dump_json, load_json
+from penstock.runner.spilled import NumberTable
 from penstock.runner.system import pread, sync_data
 
 __all__ = ["HEAD", "SYNC_EVERY", "AnsweredRows", "Journal", "Syncer", "result_line"]
@@ -202,7 +203,7 @@ class Journal:
         size: Bytes of all the results that it holds, dropped ones included, as they stand in a results file.
         last: The last of them.
         in_input_order: Whether the results file was last put in the order of the input.
-        offsets: Where each record of what is done begins, in order; kept only if asked for.
+        offsets: Where the record of each answer of earlier runs begins, by its place; kept only if asked for.
         asked: Who was asked, and for which of the answers, in their order; none where it is not known.
     """
 
@@ -212,7 +213,7 @@ class Journal:
         Args:
             path: Where it is; made if it is not there.
             overwrite: Begin it anew, whatever it holds.
-            offsets: Keep where each answer is: 8 bytes a row.
+            offsets: Keep where each answer of earlier runs is, in a temporary file.
             named: What options are called in messages.
 
         Raises:
@@ -227,7 +228,7 @@ class Journal:
         self.size: int = 0
         self.last: bytes = b""
         self.in_input_order: bool = False
-        self.offsets: array.array[int] | None = array.array("Q") if offsets else None
+        self.offsets: NumberTable | None = NumberTable() if offsets else None
         self.asked: list[tuple[int, frozenset[str]]] = []
         self._asks: frozenset[str] = frozenset()
         self._said_who = False
@@ -276,17 +277,19 @@ class Journal:
         """Who was asked when the answer at a place came; none if that is not known."""
         return next((those for first, those in reversed(self.asked) if first <= place), frozenset())
 
-    def done(self, row: Row, result: bytes) -> None:
-        """Write down an answer: a line of the results file, with its end."""
+    def done(self, row: Row, result: bytes) -> int:
+        """Write down an answer, a line of the results file with its end; return where its record begins."""
         self._say_who_is_asked()
-        if self.offsets is not None:
-            self.offsets.append(self._file.size)
+        at = self._file.size
         self._add(b'{"done":"%b","result":%b' % (row.keys, result.rstrip(b"\n")))
         self.size += len(result)
+        return at
 
     def adopt(self, row: Row, result: bytes) -> None:
         """Take over an answer that the results file holds and the journal does not."""
-        self.done(row, result)
+        at = self.done(row, result)
+        if self.offsets is not None:
+            self.offsets.put([(self.answered.places, at)])
         self.answered.extend(binascii.unhexlify(row.keys))
 
     def over(self, row: Row) -> None:
@@ -317,9 +320,13 @@ class Journal:
                     yield line[_RESULT:-_CRC] + b"\n"
 
     def result_at(self, place: int) -> bytes:
-        """The line of the results file of the answer at a place; needs `offsets`."""
+        """The line of the results file of an answer of an earlier run; needs `offsets`."""
         assert self.offsets is not None
-        at, parts = self.offsets[place], []
+        return self.result_from(self.offsets[place])
+
+    def result_from(self, at: int) -> bytes:
+        """The line of the results file of the answer whose record begins there."""
+        parts = []
         while True:
             part = pread(self._file.descriptor, 65_536, at)
             end = part.find(b"\n")
@@ -372,7 +379,6 @@ class Journal:
         if not self._read():
             self._take_out_damaged()
             self.answered, self.asked = AnsweredRows(), []
-            self.offsets = None if self.offsets is None else array.array("Q")
             self._read()
 
     def _pread(self, size: int, at: int) -> bytes:
@@ -440,10 +446,10 @@ class Journal:
                         self.asked.append((place, frozenset(load_json(line[:-_CRC] + b"}")["from"])))
                     place += line[2:6] == b"done"
             if self.offsets is not None:
-                for line in lines:
-                    if line[2:6] == b"done":
-                        self.offsets.append(at)
-                    at += len(line) + 1
+                begins = accumulate((len(line) + 1 for line in lines), initial=at)
+                here = [begin for line, begin in zip(lines, begins, strict=False) if line[2:6] == b"done"]
+                self.offsets.put(enumerate(here, self.answered.places - len(here)))
+                at += sum(map(len, lines)) + len(lines)
         self.answered.drop_by_keys(dropped)
         self.open = {int.from_bytes(unhex(key[:16]), "little") for key in open_}
         self.failed = {int.from_bytes(unhex(key[16:32]), "little") for key in failed | open_}

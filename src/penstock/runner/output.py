@@ -47,6 +47,7 @@ from penstock.runner.source import (
     named_keys,
     unnamed_key,
 )
+from penstock.runner.spilled import NumberTable
 from penstock.runner.system import free_bytes, pread
 
 __all__ = [
@@ -161,7 +162,7 @@ class Results:
         self.edited: int = 0
         self.moved: int = 0
         self._order, self._changed = order, changed
-        self._places = array.array("Q")  # of each row in the order of the input: 1 + where its answer is, 0: nowhere
+        self._offsets = NumberTable()  # of answers in the journal, by the number of the row, for the order of the input
         self._doubtful: set[int | None] | None = None
         self._checked = -math.inf
         self._under_way: set[int] = set()
@@ -291,6 +292,7 @@ class Results:
             if None not in found and self._order == "completed":
                 skip[begin : begin + len(batch)] = b"\1" * len(batch)
                 continue
+            offsets = list[tuple[int, int]]()
             for number, (line, met) in enumerate(zip(batch, found, strict=True), begin):
                 place = met
                 if place is None and line and not line.isspace():
@@ -308,8 +310,9 @@ class Results:
                         names.add(name)
                 if place is not None:
                     skip[number] = 1
-                    if self._order == "input":
-                        self._place(number, place)
+                    if self._journal.offsets is not None:
+                        offsets.append((number, self._journal.offsets[place]))
+            self._offsets.put(offsets)
             if len(names) > _MANY:
                 doubtful |= answered.hold(names)
                 names.clear()
@@ -328,7 +331,8 @@ class Results:
         if answered.met(place, now=True):
             return Known.DUPLICATE
         if answered.same(place, row) or self._changed == "keep":
-            self._place(row.line, place)
+            if self._journal.offsets is not None:
+                self._offsets.put([(row.line, self._journal.offsets[place])])
             return Known.ANSWERED
         if self._changed == "rerun":
             self._journal.drop(place)
@@ -373,9 +377,9 @@ class Results:
         self._under_way.discard(row.raw)
         self._answers, self._answer_bytes = self._answers + 1, self._answer_bytes + len(line)
         if self._journal is not None:
-            if self._order == "input" and self._journal.offsets is not None:
-                self._place(row.line, len(self._journal.offsets))
-            self._journal.done(row, line)
+            at = self._journal.done(row, line)
+            if self._order == "input":  # last: without room for it the answer is kept all the same
+                self._offsets.put([(row.line, at)])
         if self._order == "completed":
             (self._out.append if self._pipe is None else self._pipe.put)(line)
         self._wrote()
@@ -460,10 +464,10 @@ class Results:
                     file.flush()
                     os.fsync(file.fileno())
                 draft.replace(path)
-            except OSError as error:
+            except (OSError, OutputError) as error:
                 with contextlib.suppress(OSError):
                     draft.unlink()
-                raise cannot_write(self.out_path, error) from None
+                raise cannot_write(self.out_path, error) if isinstance(error, OSError) else error from None
             self._journal.ordered(b"input")
 
     def close(self) -> None:
@@ -494,14 +498,9 @@ class Results:
         except OSError as error:
             raise cannot_write(self.out_path, error) from None
 
-    def _place(self, number: int, place: int) -> None:
-        if self._order == "input":
-            self._places.extend([0] * (number + 1 - len(self._places)))
-            self._places[number] = place + 1
-
     def _in_order(self) -> Iterator[bytes]:
         """The results in the order of the input, where that was asked for."""
-        return (self._journal.result_at(place - 1) for place in self._places if place and self._journal is not None)
+        return (self._journal.result_from(at) for at in self._offsets.in_order() if self._journal is not None)
 
     def _check_files(self) -> None:
         where = (

@@ -16,7 +16,8 @@ from penstock.runner.batch.parts import HEADROOM, QueueLimits, Sizer
 from penstock.runner.group import Group
 from penstock.runner.place import LimitsOf
 from penstock.runner.prices import Prices, output_bound
-from penstock.runner.source import IdSet, Rejected, Row
+from penstock.runner.source import Rejected, Row
+from penstock.runner.spilled import IdSet
 
 __all__ = ["ModelPlan", "Plan", "make_plan", "plan_sentences"]
 

@@ -13,10 +13,8 @@ import hashlib
 import json
 import math
 import os
-import sqlite3
 import stat
 import struct
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,13 +25,11 @@ import anyio.to_thread
 
 from penstock.llm.tokens import Cost
 from penstock.runner import formats
-from penstock.runner.files import OutputError
 from penstock.runner.formats import Prompt
 from penstock.runner.system import BINARY, in_binary, is_readable, pread
 
 __all__ = [
     "ChangeError",
-    "IdSet",
     "Lines",
     "Rejected",
     "Row",
@@ -413,43 +409,6 @@ def dump_json(value: Any) -> bytes:
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 _LINE_ENDS = (("\u2028", "\\u2028"), ("\u2029", "\\u2029"), ("\x85", "\\u0085"))
-
-
-class IdSet:
-    """A set of custom_ids, of which a megabyte at most is held in memory and the rest in a temporary file.
-
-    It holds their digests (`custom_id_digest`), of 64 bits: two different ids are taken for one with a probability of 3
-    in a million for 10 million rows.
-    """
-
-    def __init__(self) -> None:
-        self._cursor: sqlite3.Cursor | None = None
-
-    def add(self, digest: int) -> bool:
-        """Add an id by its digest; False if it was there already.
-
-        Raises:
-            OutputError: There is no room for the temporary file.
-        """
-        try:
-            if self._cursor is None:
-                self._cursor = self._open()
-            self._cursor.execute("INSERT OR IGNORE INTO ids VALUES (?)", (digest - (1 << 63),))
-        except sqlite3.Error as error:
-            raise OutputError(
-                f"no room for a temporary file of 20 bytes a row ({error}): SQLITE_TMPDIR may name a folder that has it"
-            ) from None
-        return self._cursor.rowcount == 1
-
-    def _open(self) -> sqlite3.Cursor:
-        # A database without a name is a file that nobody else sees, and that goes when it is closed.
-        database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        weakref.finalize(self, database.close)
-        database.executescript(
-            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -1000;"
-            "CREATE TABLE ids (id INTEGER PRIMARY KEY); BEGIN"
-        )
-        return database.cursor()
 
 
 def custom_id_digest(custom_id: str | int) -> int:

@@ -252,7 +252,7 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
     if summary["in_doubt"]:
         rows = number_of(summary["in_doubt"], "row was", "rows were")
         lines.append(
-            f"{rows} sent and no answer is kept: the same command goes on with them, and they may be billed twice"
+            f"{rows} sent and no answer is kept: they may have been billed, and will be again if they are sent again"
         )
     if summary["possibly_billed_twice"]:
         lines.append(

@@ -42,7 +42,8 @@ from penstock.runner.output import Results
 from penstock.runner.ports import Known, words_of_change
 from penstock.runner.secrets import Secrets
 from penstock.runner.settings import Settings, Stopped
-from penstock.runner.source import IdSet, Lines, Rejected, Row, load_json, read_row
+from penstock.runner.source import Lines, Rejected, Row, load_json, read_row
+from penstock.runner.spilled import IdSet
 from penstock.runner.summary import Counts
 from penstock.runner.work import ambiguous
 
