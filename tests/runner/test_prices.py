@@ -150,7 +150,7 @@ def test_a_plan_counts_images_and_looks_at_no_more_rows_than_it_should():
     lines = [json.dumps(row).encode() for row in (image, chat(1), chat(2))]
     plan = make_plan(enumerate(lines, 1), READ, lambda model: (model, None), PRICES, rows=2)
     assert (plan.rows, plan.sendable) == (2, 2)
-    assert "dall-e-3: 1 row, 1 tokens, 3 images; its price" in "\n".join(plan_sentences(plan, PRICES))
+    assert "dall-e-3: 1 row, 1 token, 3 images; its price" in "\n".join(plan_sentences(plan, PRICES))
 
 
 def test_a_plan_of_nothing_that_could_be_sent_compares_no_ways_to_send_it():
