@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import urllib.error
 from datetime import UTC, datetime, timedelta
 from email.message import Message
@@ -153,7 +154,8 @@ def test_errors_of_http_libraries_are_read():
 
     message = Message()
     message["Retry-After"] = "9"
-    assert retry_after(urllib.error.HTTPError("http://x", 429, "slow down", message, None)) == 9
+    with contextlib.closing(urllib.error.HTTPError("http://x", 429, "slow down", message, None)) as refused:
+        assert retry_after(refused) == 9
 
     error = Exception()
     error.response = {"Error": {"Code": "SlowDown"}, "ResponseMetadata": {"HTTPHeaders": {"retry-after": "10"}}}
