@@ -1,7 +1,8 @@
 """The limits of the rows of a batch: what may be charged of each and when, and what is charged.
 
-Nothing here waits, reads a clock or does I/O. All limits of all rows are counted through, from 0, and what is known of
-them stands in parallel lists, as most batches ask for two buckets and nothing else.
+Nothing here waits, reads a clock or does I/O. The operations, and the order of those who wait, are left to `batch`. All
+limits of all rows are counted through, from 0, and what is known of them stands in parallel lists, as most batches ask
+for two buckets and nothing else.
 """
 
 from __future__ import annotations
