@@ -182,7 +182,8 @@ class Answered:
             request.
         model: Which was asked; None: the request names none.
         cost: What it was charged, as estimated, per unit.
-        usage: What the service says that it took: `input_tokens` and `output_tokens`; empty: it did not say.
+        usage: What the service says that it took: `input_tokens` and `output_tokens`, and `cached_tokens` where there
+            are some that were paid for and are in neither; empty: it did not say.
         waited: Seconds in the queue.
         elapsed: Seconds from the grant to the end of the answer.
         status: Of the answer; 0: it was sent, and there is none.

@@ -84,7 +84,7 @@ def test_the_usage_of_every_dialect_is_read(answer):
 
 def test_what_was_read_from_anthropics_cache_is_not_limited():
     usage = {"input_tokens": 20, "cache_read_input_tokens": 9_000, "output_tokens": 30}
-    assert read({"usage": usage}) == Usage(20, 30, 50)
+    assert read({"usage": usage}) == Usage(20, 30, 50, cached=9_000)
 
 
 def test_the_usage_of_a_stream_is_put_together_of_its_first_event_and_its_last():

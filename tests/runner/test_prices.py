@@ -9,6 +9,8 @@ import pytest
 
 from penstock.limits import parse
 from penstock.llm.tokens import by_bytes
+from penstock.runner import summary as run_summary
+from penstock.runner.client import Lost, NotSent
 from penstock.runner.failed import advice, group_errors, sentences
 from penstock.runner.plan import make_plan, plan_sentences
 from penstock.runner.prices import Price, PriceFileError, Prices
@@ -34,7 +36,6 @@ def test_a_snapshot_costs_what_its_model_does():
 def test_an_answer_costs_what_its_usage_says():
     assert PRICES.paid("m", answer(10, 2)) == pytest.approx(0.03)
     assert PRICES.paid("m", b'{"usage": {"input_tokens": 10, "output_tokens": 2}}') == pytest.approx(0.03)
-    assert PRICES.paid("other", answer(10, 2)) == 0
     for odd in (
         b"[]",
         b"{",
@@ -42,7 +43,25 @@ def test_an_answer_costs_what_its_usage_says():
         b'{"usage": {"prompt_tokens": "x"}}',
         b'{"usage": {"prompt_tokens": true}}',
     ):
-        assert PRICES.paid("m", odd) == 0
+        assert PRICES.paid("m", odd) is None
+    assert PRICES.paid("other", answer(10, 2)) is None
+
+
+@pytest.mark.parametrize(
+    ("usage", "dollars"),
+    [
+        ({"total_tokens": 10}, 0.010),  # embeddings of Voyage and Jina
+        ({"prompt_tokens": 10.0, "completion_tokens": 2.0}, 0.030),
+        ({"prompt_tokens": 0, "completion_tokens": 2, "total_tokens": 2}, 0.020),
+        ({"input_tokens": 10, "cache_creation_input_tokens": 20, "output_tokens": 2}, 0.050),  # Anthropic
+        ({"input_tokens": 10, "cache_read_input_tokens": 70, "output_tokens": 2}, 0.100),
+        ({"prompt_tokens": 80, "prompt_tokens_details": {"cached_tokens": 70}, "completion_tokens": 2}, 0.100),
+        ({}, None),
+        ({"prompt_tokens": 0, "completion_tokens": 0}, None),
+    ],
+)
+def test_an_answer_costs_all_tokens_that_its_service_counts_whatever_it_calls_them(usage, dollars):
+    assert PRICES.paid("m", json.dumps({"usage": usage}).encode()) == (dollars and pytest.approx(dollars))
 
 
 @pytest.mark.parametrize(
@@ -122,6 +141,48 @@ async def test_answers_that_nobody_bounds_are_taken_for_as_dear_as_the_dearest(v
         await this.run()
         assert this.run.stopped.code == "cost"
         assert 0.9 < this.counts.dollars <= 1.0
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "said",
+    [
+        Lost("the connection broke"),
+        (200, {}, b'{"choices": [{"message": {"content": "no usage"}}]}'),
+        (200, {}, b'{"choices": []}'),
+        (200, {}, b'{"choices": [{"mess'),
+        (200, {}, b'data: {"choices": [{"delta": {"content": "x"}}]}\n\n'),
+    ],
+    ids=["lost", "no usage", "no choices", "no JSON", "cut stream"],
+)
+async def test_what_may_have_been_billed_counts_as_the_most_that_it_may_cost(virtual_time, tmp_path, said):
+    """A server that bills each attempt that reached it never bills more than `--max-cost`."""
+    rows = [chat(number, 24) for number in range(100)]
+    for row in rows:
+        row["body"]["max_tokens"] = 10
+    service = Service(answer=lambda _: said)
+    with prepared(tmp_path, rows, service, prices=PRICES, max_cost=1.0, max_in_flight=5) as this:
+        await this.run()
+        assert this.run.stopped.code == "cost"
+        assert len(service.bodies) == this.counts.unpriced == 9  # at $0.11 each
+        assert "$0.0000 are spent, and $0.9900 may be, by attempts whose cost is not known" in this.run.stopped.message
+        summary = run_summary.summarise(this.counts, {}, 1, priced=True)
+        assert "$0.0000 for the answers; not counted: 9 attempts whose cost nothing tells" in run_summary.sentences(
+            summary
+        )
+
+
+@pytest.mark.anyio
+async def test_attempts_that_were_refused_cost_nothing(virtual_time, tmp_path):
+    rows = [chat(number, 24) for number in range(100)]
+    for row in rows:
+        row["body"]["max_tokens"] = 10
+    refusals = [(status, {}, b"{}") for status in (429, 500, 503)] * 20
+    service = Service(script=[*refusals, NotSent("nobody there")], answer=lambda _: (200, {}, answer(10, 4)))
+    with prepared(tmp_path, rows[:18], service, prices=PRICES, max_cost=1.0) as this:
+        await this.run()
+        assert this.run.stopped is None
+        assert (this.counts.dollars, this.counts.unpriced) == (pytest.approx(0.9), 0)
 
 
 def test_a_plan_says_what_would_be_sent_and_what_decides():

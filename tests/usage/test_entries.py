@@ -95,6 +95,7 @@ async def test_a_grant_and_the_answer_to_it_are_one_call(ledger):
     [
         ({"input_tokens": 1_000_000, "output_tokens": 1_000_000}, "gpt-4o-mini", 200, 0.75),
         ({"input_tokens": 1_000_000, "output_tokens": 0}, "gpt-4o-mini-2024-07-18", 200, 0.15),
+        ({"input_tokens": 1_000_000, "output_tokens": 0, "cached_tokens": 1_000_000}, "gpt-4o-mini", 200, 0.30),
         ({}, "gpt-4o-mini", 200, 900 * 0.15 / 1e6),
         ({"input_tokens": 1_000}, "no-such-model", 200, None),
         ({}, "gpt-4o-mini", 429, None),

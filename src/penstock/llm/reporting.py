@@ -100,9 +100,8 @@ class Report:
 
     def used(self, usage: Usage) -> None:
         """The answer was read, and says what it took."""
-        used = {"input_tokens": usage.input, "output_tokens": usage.output}
-        if any(used.values()):
-            self._used = {unit: amount or 0.0 for unit, amount in used.items()}
+        if usage.input or usage.output:
+            self._used = usage.as_units()
 
     def over(self) -> None:
         """The answer is over, or there is none. Said again: nothing happens."""

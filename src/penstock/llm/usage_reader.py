@@ -40,11 +40,18 @@ class Usage:
         input: Tokens that went in, without those that Anthropic read from its cache: they are not limited.
         output: Tokens that came out, thoughts included.
         total: Both.
+        cached: Tokens that Anthropic read from its cache: they are paid for and not limited.
     """
 
     input: float | None = None
     output: float | None = None
     total: float | None = None
+    cached: float = 0.0
+
+    def as_units(self) -> dict[str, float]:
+        """Input, output and, if there are any, cached tokens: as events have them."""
+        units = {"input_tokens": self.input or 0.0, "output_tokens": self.output or 0.0}
+        return {**units, "cached_tokens": self.cached} if self.cached else units
 
 
 class UsageReader:
@@ -122,7 +129,7 @@ def usage_in(fields: Mapping[str, Any]) -> Usage | None:
         total = into + (out or 0.0)
     if total is None and out is None:
         return None
-    return Usage(into, out, total)
+    return Usage(into, out, total, _number(fields.get("cache_read_input_tokens")) or 0.0)
 
 
 def _first(fields: Mapping[str, Any], names: tuple[str, ...]) -> float | None:

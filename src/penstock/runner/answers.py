@@ -22,7 +22,7 @@ from penstock.runner import streams
 from penstock.runner.source import dump_json, load_json
 from penstock.runner.streams import StreamError
 
-__all__ = ["FOREIGN", "Answer", "is_foreign", "is_page", "judge", "readable", "writable"]
+__all__ = ["FOREIGN", "Answer", "is_foreign", "is_page", "judge", "may_be_billed", "readable", "writable"]
 
 FOREIGN = "foreign_answer"
 """The code of what no service of this kind sends."""
@@ -64,6 +64,11 @@ def judge(path: str, status: int, headers: Mapping[str, str], content: bytes) ->
 def is_foreign(status: int, code: str) -> bool:
     """Whether an answer of this status and code can never be one of a service of this kind, whatever the row."""
     return code == FOREIGN or status < 200 or status in _FOREIGN_STATUSES
+
+
+def may_be_billed(status: int, verdict: Verdict) -> bool:
+    """Whether what is no answer may have cost what an answer does: a model wrote it, and something spoilt it."""
+    return 200 <= status < 300 and verdict.code in {"empty_answer", "stream_cut", "invalid_response"}
 
 
 def is_page(content: bytes) -> bool:

@@ -405,8 +405,7 @@ class Run:
         self._works.add(work)
         is_over = False
         try:
-            await self._afford(work)
-            while self.stopped is None and not is_over:
+            while not is_over and await self._afford(work):
                 is_over = await self._attempt(work)
         except OutputError as error:
             self.stop("output", str(error))
@@ -424,14 +423,18 @@ class Run:
             self._working_bytes -= len(work.row.body)
             self._tell()
 
-    async def _afford(self, work: Work) -> None:
-        """Set aside what a row may cost. While others may still cost less than was set aside for them, it waits."""
+    async def _afford(self, work: Work) -> bool:
+        """Set aside what the next attempt of a row may cost; False: the run was stopped.
+
+        While others may still cost less than was set aside for them, it waits.
+        """
         spending = self._spending
-        while spending is not None and not spending.set_aside(work, self._works, self.counts.dollars):
-            if not any(each.reserved for each in self._works):
-                self.stop("cost", spending.refusal(work, self.counts.dollars))
-                return
-            await self._sleep()
+        while self.stopped is None and spending is not None and not spending.set_aside(work, self._works):
+            if any(each.reserved for each in self._works):
+                await self._sleep()
+            else:
+                self.stop("cost", spending.refusal(work))
+        return self.stopped is None
 
     async def _attempt(self, work: Work) -> bool:
         """Wait for the limiter, send, and write down the outcome. Whether the row is at its end."""
@@ -533,6 +536,7 @@ class Run:
             is_there = request.left_at is not None
             return self._troubles.unreachable(work, str(error), is_there=is_there, is_lasting=error.is_lasting)
         except Lost as error:
+            self._pay(work, None)
             return self._troubles.lost(work, str(error), unreadable=isinstance(error, Unreadable))
         group.on_reply(request, reply)
         work.status = reply.status
@@ -540,6 +544,8 @@ class Run:
         if isinstance(verdict, answers.Answer):
             self._answered(work, reply, verdict.body)
             return True
+        if answers.may_be_billed(reply.status, verdict):
+            self._pay(work, reply.content)
         self._results.over(row)
         work.in_doubt = False
         return self._troubles.refused(work, request, RefusedReply(verdict, reply))
@@ -557,18 +563,22 @@ class Run:
         tell(Answered(None, model, row.cost, work.usage, work.waited, elapsed, status))
 
     def _answered(self, work: Work, reply: Reply, body: bytes) -> None:
-        row = work.row
-        if self._settings.on_event is not None and (usage := usage_of(body)) is not None:
-            work.usage = dict(zip(("input_tokens", "output_tokens"), usage, strict=True))
-        self._results.answer(row, reply.status, reply.headers.get("x-request-id"), body)
+        self._results.answer(work.row, reply.status, reply.headers.get("x-request-id"), body)
         work.in_doubt = False
         self.counts.answered += 1
-        if self._settings.prices is not None:
-            paid = self._settings.prices.paid(row.model, body)
-            self.counts.dollars += paid
-            if self._spending is not None:
-                self._spending.paid(paid)
+        self._pay(work, body)
         self._troubles.answered(work)
+
+    def _pay(self, work: Work, body: bytes | None) -> None:
+        """Count what an attempt used and cost, by what came back, answer or not; None: nothing did."""
+        if body is not None and self._settings.on_event is not None and (usage := usage_of(body)) is not None:
+            work.usage = usage.as_units()
+        prices = self._settings.prices
+        if prices is not None:
+            dollars = None if body is None else prices.paid(work.row.model, body)
+            self.counts.paid(dollars)
+            if self._spending is not None:
+                self._spending.paid(work, dollars)
 
     def _give_up(self, work: Work, code: str, message: str, **more: Any) -> bool:
         try:

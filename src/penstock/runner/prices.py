@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from penstock.llm import prices as _prices
 from penstock.llm.prices import Price, PriceFileError
+from penstock.llm.usage_reader import Usage, usage_in
 from penstock.runner.source import Row, load_json
 
 __all__ = ["Price", "PriceFileError", "Prices", "output_bound", "usage_of"]
@@ -23,10 +25,12 @@ class Prices(_prices.Prices):
         """
         return self.dollars(row.model, row.cost.get("tokens", 0.0), output_bound(row))
 
-    def paid(self, model: str, answer: bytes) -> float:
-        """Dollars for an answer, by its usage; 0 where it or the price is not known."""
+    def paid(self, model: str, answer: bytes) -> float | None:
+        """Dollars for an answer, by its usage; None: it does not say what it used, or the price is not known."""
         usage = usage_of(answer) if self.price(model) is not None else None
-        return 0.0 if usage is None else self.dollars(model, *usage) or 0.0
+        if usage is None:
+            return None
+        return self.dollars(model, (usage.input or 0.0) + usage.cached, usage.output or 0.0)
 
 
 def output_bound(row: Row) -> float:
@@ -39,17 +43,22 @@ def output_bound(row: Row) -> float:
     return float(min(bound, 10**12) * (min(choices, 10**6) if _is_count(choices) else 1))
 
 
-def usage_of(answer: bytes) -> tuple[float, float] | None:
-    """Tokens of input and of output that an answer says it took; None: it says nothing."""
+def usage_of(answer: bytes) -> Usage | None:
+    """What an answer says it took; None: it says nothing.
+
+    A service that tells a sum alone, as for embeddings, had all of it as input.
+    """
     try:
-        usage: Any = load_json(answer).get("usage")
-        counts = [
-            next((usage[name] for name in names if _is_count(usage.get(name))), 0)
-            for names in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens"))
-        ]
-        return float(min(counts[0], 10**15)), float(min(counts[1], 10**15))
-    except (ValueError, AttributeError, RecursionError):
+        value = load_json(answer)
+        fields = next(value[name] for name in ("usage", "usageMetadata") if isinstance(value.get(name), dict))
+    except (ValueError, AttributeError, RecursionError, StopIteration):
         return None
+    usage = usage_in(fields)
+    if usage is None or not (usage.total or usage.output):
+        return None
+    if usage.input is None and usage.total is not None:
+        return replace(usage, input=max(0.0, usage.total - (usage.output or 0.0)))
+    return usage
 
 
 def _is_count(value: Any) -> bool:

@@ -23,7 +23,16 @@ from penstock.limits import Rate
 from penstock.runner.histogram import Histogram
 from penstock.runner.settings import Stopped
 
-__all__ = ["Allowance", "Allowances", "Counts", "failures_in_words", "optimum", "sentences", "summarise"]
+__all__ = [
+    "Allowance",
+    "Allowances",
+    "Counts",
+    "cost_in_words",
+    "failures_in_words",
+    "optimum",
+    "sentences",
+    "summarise",
+]
 
 
 class Allowance(NamedTuple):
@@ -79,6 +88,7 @@ class Counts:
         ambiguous: Attempts of rows that may have been billed by an attempt before.
         in_doubt: Rows that were sent last with no answer that is kept, and were not given up when the run ended.
         dollars: What the answers of this run cost, where prices are known.
+        unpriced: Attempts that may have been billed, and of which nothing says how much they cost.
         waiting: Rows that wait for the limits now.
         in_flight: Requests that wait for their answer now.
         began: When the run began.
@@ -105,6 +115,7 @@ class Counts:
     ambiguous: int = 0
     in_doubt: int = 0
     dollars: float = 0.0
+    unpriced: int = 0
     waiting: int = 0
     in_flight: int = 0
     began: float = 0.0
@@ -138,6 +149,11 @@ class Counts:
             default=0.0,
         )
 
+    def paid(self, dollars: float | None, share: float = 1.0) -> None:
+        """Count a share of what an attempt cost by the list; None: nothing says how much."""
+        self.dollars += (dollars or 0.0) * share
+        self.unpriced += dollars is None
+
     def gave_up(self, code: str) -> None:
         """Count a row that failed."""
         self.failed += 1
@@ -170,6 +186,15 @@ def of_rows(counts: Counts) -> dict[str, Any]:
         "retries": counts.retries,
         "failures": dict(counts.failures.most_common()),
     }
+
+
+def cost_in_words(summary: Mapping[str, Any], what: str) -> list[str]:
+    """What a run cost, as far as it is known; nothing without prices."""
+    if summary["dollars"] is None:
+        return []
+    unpriced = summary["unpriced"]
+    more = f"; not counted: {number_of(unpriced, 'attempt')} whose cost nothing tells" if unpriced else ""
+    return [f"{show_dollars(summary['dollars'], 4)} {what}{more}"]
 
 
 def failures_in_words(summary: Mapping[str, Any]) -> str:
@@ -221,6 +246,7 @@ def summarise(
         "lost": counts.lost,
         "possibly_billed_twice": counts.ambiguous,
         "dollars": round(counts.dollars, 6) if priced else None,
+        "unpriced": counts.unpriced if priced else None,
         "makespan": round(makespan, 3),
         "optimum": round(best, 3),
         "efficiency": round(best / makespan, 6) if makespan > 0 else 1.0,
@@ -259,8 +285,7 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
             f"{summary['possibly_billed_twice']} sent again whose first answer was lost: "
             "they may have been billed twice"
         )
-    if summary["dollars"] is not None:
-        lines.append(f"{show_dollars(summary['dollars'], 4)} for the answers")
+    lines += cost_in_words(summary, "for the answers")
     if summary["answered"]:
         lines.append(
             f"{summary['makespan']:.2f} s, {summary['efficiency']:.1%} of the optimum "

@@ -463,8 +463,10 @@ class _Writer:
     def _dollars(self, model: str, charged: Mapping[str, float], usage: Mapping[str, float]) -> float | None:
         if self._known_prices is None:
             self._known_prices = Prices.listed()
-        given = usage.get("input_tokens", charged.get("tokens", 0.0) if not usage else 0.0)
-        return self._known_prices.dollars(model, given, usage.get("output_tokens", 0.0))
+        given = usage.get("input_tokens", 0.0) + usage.get("cached_tokens", 0.0)
+        return self._known_prices.dollars(
+            model, given if usage else charged.get("tokens", 0.0), usage.get("output_tokens", 0.0)
+        )
 
     # Forks
 

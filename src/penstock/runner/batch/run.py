@@ -562,7 +562,7 @@ class BatchRun:
             self._results.answer(row, result.status, result.request_id, outcome.body)
             self.counts.answered += 1
             if prices is not None:
-                self.counts.dollars += prices.paid(part.model, outcome.body) * prices.batch
+                self.counts.paid(prices.paid(part.model, outcome.body), prices.batch)
             return
         code = outcome.code or f"http_{result.status}"
         message = self._secrets.hide(outcome.message) or f"the batch answered with status {result.status}"

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from penstock._numbers import number_of, show_dollars
+from penstock._numbers import number_of
 from penstock.runner.batch.parts import Part
 from penstock.runner.settings import Stopped
-from penstock.runner.summary import Counts, of_rows
+from penstock.runner.summary import Counts, cost_in_words, of_rows
 
 __all__ = ["Ended", "batch_sentences", "batch_summary"]
 
@@ -59,6 +59,7 @@ def batch_summary(
         **of_rows(counts),
         "possibly_billed_twice": counts.ambiguous,
         "dollars": round(counts.dollars, 6) if priced else None,
+        "unpriced": counts.unpriced if priced else None,
         "makespan": round(counts.makespan, 3),
         "batches": [
             {
@@ -104,9 +105,7 @@ def batch_sentences(summary: Mapping[str, Any]) -> list[str]:
             f"{summary['possibly_billed_twice']} {_rows(summary['possibly_billed_twice'])} may have been billed twice: "
             "what became of them first is not known"
         )
-    if summary["dollars"] is not None:
-        lines.append(f"{show_dollars(summary['dollars'], 4)} for the answers, at the Batch API's prices")
-    return lines
+    return lines + cost_in_words(summary, "for the answers, at the Batch API's prices")
 
 
 def _rows_in(batches: Sequence[Mapping[str, Any]]) -> str:
