@@ -166,7 +166,7 @@ class Limiter:
     @property
     def joint(self) -> bool:
         """Whether it was made of several limiters, by `&`."""
-        return self._backend.joint
+        return len(self._backend.limit_sets) > 1
 
     @property
     def store(self) -> Any:

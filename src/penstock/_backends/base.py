@@ -318,12 +318,8 @@ class Backend(Protocol):
         """Where the state of the limits lives."""
 
     @property
-    def joint(self) -> bool:
-        """Whether it decides over several limit sets."""
-
-    @property
     def limit_sets(self) -> tuple[object, ...]:
-        """The limit sets that it decides over: backends with the same ones have one state."""
+        """The limit sets that it decides over: several, if it is joint. Backends with the same have one state."""
 
     @property
     def waiting(self) -> int:

@@ -58,11 +58,6 @@ class Key(LimiterInfo):
         return self.states.name_of(self.key)
 
     @property
-    def joint(self) -> bool:
-        """Whether other limits are decided on with the key's."""
-        return self.states.joint
-
-    @property
     def max_queue(self) -> int | None:  # type: ignore[override]
         """As for all keys."""
         return self.states.like.max_queue
@@ -239,8 +234,6 @@ class JointStates:
         "_alike", "_clearance", "_first", "_plain", "_sets", "call_of", "charges", "keys", "like", "new", "quick",
         "shared",
     )  # fmt: skip
-
-    joint = True
 
     def __init__(self, backend: LocalBackend, keys: KeyStates, like: LimiterInfo, *, first: bool) -> None:
         assert keys.shared is not None, "keys that are charged by the limits that they share"

@@ -185,8 +185,6 @@ class KeyStates:
         pairs = [zip(states, own.get(unit, ()), strict=False) for unit, states in shared.items()]
         return {state: mine for of_unit in pairs for state, mine in of_unit}
 
-    joint = False
-
     def name_of(self, key: Hashable) -> str | None:
         """What a key is called in events and errors."""
         return key if type(key) is str else label_of(key)

@@ -78,10 +78,6 @@ class LocalBackend:
         return self.sets
 
     @property
-    def joint(self) -> bool:
-        return len(self.sets) > 1
-
-    @property
     def waiting(self) -> int:
         return len(self.queue.waiters)
 

@@ -76,7 +76,6 @@ class MixedBackend:
     __slots__ = ("__weakref__", "_clearance", "_plan", "local", "shared")
 
     request_type = _MixedRequest
-    joint = True
 
     def __init__(self, local: LocalBackend, shared: Any) -> None:
         self.local = local

@@ -106,10 +106,6 @@ class SharedBackend:
         return self.sets
 
     @property
-    def joint(self) -> bool:
-        return len(self.sets) > 1
-
-    @property
     def queue(self) -> StoreQueue:
         return self.sets[0].queue
 
