@@ -16,18 +16,6 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-__all__ = [
-    "EPOCH",
-    "NUMBER",
-    "asked_by",
-    "by_lower_name",
-    "date_in",
-    "duration",
-    "http_date_in",
-    "moment_of",
-    "number_in",
-]
-
 _LONGEST = 256
 """Characters of a header that is worth reading: what is longer is no number and no date."""
 

@@ -14,14 +14,15 @@ ends, and one whose limits were changed by `reconfigure` for good.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from sys import getrefcount
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
+from penstock import clock
 from penstock._backends import backend_over, memory_store
 from penstock._backends.base import LimiterInfo
 from penstock._backends.key import Key
 from penstock._backends.keyed import KeyStates
-from penstock._backends.named_keys import kept_keys
 from penstock._call import Call, check_functions, decorated, show_call
 from penstock._introspect import name_of, why_not_plain
 from penstock._numbers import Seconds, read_flag
@@ -101,7 +102,7 @@ class Keyed:
             like = LimiterInfo(None, max_queue, on_event, enforce=enforce)
             states = KeyStates(memory, fixed or None, seconds, weights, like, Call.of)
             if name is not None:
-                states = kept_keys(name, states)
+                states = _kept_keys(name, states)
             self._keys = _LocalKeys(states, limits_of, like)
             if states.fast and states.like.options() == like.options():
                 self._fast, self._new = states, key_limiters(states.plan())
@@ -320,3 +321,59 @@ def _limits_for(limits_of: Callable[[Any], LimitsLike], key: Hashable) -> dict[s
             f"{repr_of(answer)} for {repr_of(key)}"
         )
     return limits
+
+
+# The keys of one name in this process, which are kept until they are whole
+
+_KIND = "Keyed"
+"""What names of keys are kept apart by from those of limiters."""
+
+
+class _NamedKeys:
+    """The keys of a name, as a store keeps them."""
+
+    __slots__ = ("states",)
+
+    def __init__(self, states: Any) -> None:
+        self.states: KeyStates = states
+
+    @property
+    def users(self) -> bool:
+        """Whether a `Keyed`, a limiter of a key or a permit of one refers to them."""
+        return getrefcount(self.states) > _BY_ITS_NAME
+
+    def limits(self) -> Mapping[str, tuple[Limit, ...]]:
+        """Those of every key; none where they are the answer of a function."""
+        return self.states.limits or {}
+
+    def whole(self, now: float) -> bool:
+        """Whether no key has used anything, as far as a short look shows."""
+        return self.states.is_whole()
+
+
+_UNUSED = _NamedKeys(object())
+_BY_ITS_NAME = getrefcount(_UNUSED.states)
+"""References to keys that nothing but their name refers to."""
+
+
+def _kept_keys(name: str, made: KeyStates) -> KeyStates:
+    """The keys that are kept of a name; those that were `made` if there are none, or none of these limits any more.
+
+    Raises:
+        ConfigurationConflict: A `Keyed` of that name lives with other limits.
+    """
+    with made.store.lock:
+        return _kept_states(name, made)
+
+
+def _kept_states(name: str, made: KeyStates) -> KeyStates:
+    limits = made.limits or {}
+    while True:
+        found: _NamedKeys | None = made.store.find(name, limits, clock.now(), _KIND)
+        if found is None:
+            found = cast("_NamedKeys", made.store.keep(name, _NamedKeys(made), _KIND))
+        elif found.limits() != limits:
+            made.take_over(found.states)
+            found.states = made
+        if found.limits() == limits:
+            return found.states

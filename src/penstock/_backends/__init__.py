@@ -9,7 +9,6 @@ local.py       the backend of this process
 fast_path.py   charging a call that need not wait
 key.py         one key, as a backend
 keyed.py       the limits of many keys
-named_keys.py  the keys of one name, found again
 key_numbers.py settling and cancelling what a key was charged, where numbers do
 held_places.py places that may never come back
 wait.py        how a task or a thread waits for an answer: the one wait loop

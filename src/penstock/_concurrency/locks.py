@@ -15,8 +15,6 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, cast
 
-__all__ = ["RaisingLock", "new_lock"]
-
 
 class RaisingLock:
     """A reentrant lock that is free where a signal handler raises as it is taken, in every version of CPython.
