@@ -14,6 +14,7 @@ ends, and one whose limits were changed by `reconfigure` for good.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 from sys import getrefcount
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakValueDictionary
@@ -210,21 +211,19 @@ def _made_again(recipe: dict[str, Any]) -> Keyed:
     return Keyed(recipe.pop("limits"), **recipe)
 
 
+@dataclass(slots=True, eq=False)
 class _LocalKeys:
     """Keys in this process."""
 
-    __slots__ = ("_like", "_limits_of", "_states")
+    _states: KeyStates
+    _limits_of: Callable[[Any], LimitsLike] | None
+    _like: LimiterInfo
 
     def recipe(self) -> dict[str, Any]:
         raise TypeError(
             "what these keys have used lives in the memory of one process and cannot be pickled: make "
             "a Keyed in each process, or give it a name= and a store= that processes share (SQLiteStore, RedisStore)"
         )
-
-    def __init__(self, states: KeyStates, limits_of: Callable[[Any], LimitsLike] | None, like: LimiterInfo) -> None:
-        self._states = states
-        self._limits_of = limits_of
-        self._like = like
 
     def __len__(self) -> int:
         return len(self._states)
@@ -245,27 +244,20 @@ class _LocalKeys:
         )
 
 
+@dataclass(slots=True, eq=False)
 class _SharedKeys:
     """Keys whose limits are in a shared store. Here there is something for a key only while its limiter is held."""
 
-    __slots__ = ("_fixed", "_limiters", "_limits_of", "_name", "_options", "_store")
+    _store: Any
+    _name: str | None
+    _fixed: dict[str, tuple[Limit, ...]]
+    _limits_of: Callable[[Any], LimitsLike] | None
+    _options: dict[str, Any]
+    _limiters: WeakValueDictionary[str, Limiter] = field(default_factory=WeakValueDictionary)
 
-    def __init__(
-        self,
-        store: Any,
-        name: str | None,
-        fixed: dict[str, tuple[Limit, ...]],
-        limits_of: Callable[[Any], LimitsLike] | None,
-        options: dict[str, Any],
-    ) -> None:
-        self._store = store
-        self._name = name
-        self._fixed = fixed
-        self._limits_of = limits_of
-        self._options = options
-        self._limiters: WeakValueDictionary[str, Limiter] = WeakValueDictionary()
+    def __post_init__(self) -> None:
         # Finds now what is wrong with the limits, without asking a store.
-        self._backend(name, fixed or read_limits({"requests": "1/s"}))
+        self._backend(self._name, self._fixed or read_limits({"requests": "1/s"}))
 
     def __len__(self) -> int:
         return len(self._limiters)
@@ -342,7 +334,7 @@ class _NamedKeys:
         """Whether a `Keyed`, a limiter of a key or a permit of one refers to them."""
         return getrefcount(self.states) > _BY_ITS_NAME
 
-    def limits(self) -> Mapping[str, tuple[Limit, ...]]:
+    def limits(self) -> dict[str, tuple[Limit, ...]]:
         """Those of every key; none where they are the answer of a function."""
         return self.states.limits or {}
 

@@ -29,7 +29,7 @@ from collections.abc import (
     Iterable,
     Sized,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import anyio
@@ -136,8 +136,9 @@ def amap(
         check_plain("amap", "on_progress", on_progress)
     if not isinstance(items, AsyncIterable | Iterable):
         raise TypeError(f"amap needs something to iterate over, not {type(items).__name__}")
-    flags = {"ordered": read_flag("ordered", ordered), "return_errors": read_flag("return_errors", return_errors)}
-    return Results(_AmapState(fn, items, count, on_progress=on_progress, **flags))
+    ordered, return_errors = read_flag("ordered", ordered), read_flag("return_errors", return_errors)
+    total = len(items) if isinstance(items, Sized) else None
+    return Results(_AmapState(fn, items, count, ordered, return_errors, on_progress, total))
 
 
 def _check_function(fn: object) -> None:
@@ -235,45 +236,36 @@ class _ItemCall:
             state.wake_consumer()
 
 
+@dataclass(slots=True, eq=False)
 class _AmapState:
     """The state of an `amap`: the reader, the calls, and the queue of results. Only its own loop touches it."""
 
-    def __init__(
-        self,
-        fn: Callable[[Any], Awaitable[Any]],
-        items: Iterable[Any] | AsyncIterable[Any],
-        in_flight: int,
-        *,
-        ordered: bool,
-        return_errors: bool,
-        on_progress: Callable[[Progress], object] | None,
-    ) -> None:
-        self.fn = fn
-        self.source: Any = items  # once begun, its iterator
-        self.in_flight = in_flight
-        self.ordered = ordered
-        self.return_errors = return_errors
-        self.on_progress = on_progress
-        self.total: int | None = len(items) if isinstance(items, Sized) else None
+    fn: Callable[[Any], Awaitable[Any]]
+    source: Any  # once begun, its iterator
+    in_flight: int
+    ordered: bool
+    return_errors: bool
+    on_progress: Callable[[Progress], object] | None
+    total: int | None
 
-        self.queue: deque[_ItemCall] = deque()
-        """Calls whose results were not handed over. In order: all that were started. Else: those that have ended."""
-        self.running: dict[_ItemCall, None] = {}  # in the order in which they began
-        self.ahead: int = 0
-        """How many items were read whose result was not handed over."""
-        self.started: int = 0
-        self.ended: int = 0
-        self.failed: int = 0
+    queue: deque[_ItemCall] = field(default_factory=deque)
+    """Calls whose results were not handed over. In order: all that were started. Else: those that have ended."""
+    running: dict[_ItemCall, None] = field(default_factory=dict)  # in the order in which they began
+    ahead: int = 0
+    """How many items were read whose result was not handed over."""
+    started: int = 0
+    ended: int = 0
+    failed: int = 0
 
-        self.reader: tasks.OwnedTask | None = None
-        self.reader_parker: parking.Parker
-        self.consumer_parker: parking.Parker
-        self.reader_waits: bool = False
-        self.consumer_waits: bool = False
-        self.exhausted: bool = False
-        self.stopped: bool = False
-        """Only results that are ready will follow: something failed, or the consumer has left."""
-        self.error: BaseException | None = None
+    reader: tasks.OwnedTask | None = None
+    reader_parker: parking.Parker = field(init=False)
+    consumer_parker: parking.Parker = field(init=False)
+    reader_waits: bool = False
+    consumer_waits: bool = False
+    exhausted: bool = False
+    stopped: bool = False
+    """Only results that are ready will follow: something failed, or the consumer has left."""
+    error: BaseException | None = None
 
     @property
     def finished(self) -> bool:

@@ -19,6 +19,7 @@ import functools
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
 from opentelemetry import metrics, trace
@@ -301,22 +302,15 @@ _GAUGES: tuple[tuple[str, str, str, Callable[[Statistics], Any]], ...] = (
 )
 
 
+@dataclass(slots=True, eq=False)
 class _TracedCall:
     """One call and its span, which ends with it."""
 
-    def __init__(
-        self,
-        span: Span,
-        attributes: dict[str, AttributeValue],
-        began: float,
-        on_result: Callable[[_TracedCall, Any], None] | None,
-        durations: metrics.Histogram | None,
-    ) -> None:
-        self.span = span
-        self.attributes = attributes
-        self._began = began
-        self._on_result = on_result
-        self._durations = durations
+    span: Span
+    attributes: dict[str, AttributeValue]
+    began: float
+    on_result: Callable[[_TracedCall, Any], None] | None
+    durations: metrics.Histogram | None
 
     def __enter__(self) -> _TracedCall:
         return self
@@ -326,8 +320,8 @@ class _TracedCall:
             self.say("error.type", _type_of(error))
             self.span.record_exception(error)
             self.span.set_status(StatusCode.ERROR, kind.__name__ if kind else None)
-        if self._durations is not None:
-            self._durations.record(clock.now() - self._began, self.attributes)
+        if self.durations is not None:
+            self.durations.record(clock.now() - self.began, self.attributes)
         self.span.end()
 
     def say(self, name: str, value: AttributeValue) -> None:
@@ -337,9 +331,9 @@ class _TracedCall:
 
     def ended(self, result: Any) -> Any:
         """Read the result, whatever it is, and return it."""
-        if self._on_result is not None:
+        if self.on_result is not None:
             try:
-                self._on_result(self, result)
+                self.on_result(self, result)
             except Exception:  # noqa: BLE001 - an answer that was paid for is not lost because its usage cannot be read
                 self.span.add_event("penstock.unreadable_usage")
         return result

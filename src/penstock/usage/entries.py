@@ -6,6 +6,7 @@ Nothing here does I/O or reads a clock. Events come one after the other, with th
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from penstock.events import Answered, Granted, Reconfigured, Refused, Settled, Withdrawn
@@ -21,28 +22,23 @@ CallInDollars = Callable[[str, Mapping[str, float], Mapping[str, float]], "float
 """(model, units charged, usage) → what that costs; None: unknown."""
 
 
+@dataclass(slots=True, eq=False)
 class CallEntry:
     """What is known of one call. `id` is its number in the file; None before it is written."""
 
-    __slots__ = (
-        "at", "dollars", "elapsed", "estimated", "id", "limiter", "model", "outcome", "settled", "status", "usage",
-        "user", "waited",
-    )  # fmt: skip
-
-    def __init__(self, at: float, limiter: str | None, user: Hashable, outcome: str, cost: Mapping[str, float]) -> None:
-        self.id: int | None = None
-        self.at: float = at
-        self.limiter: str | None = _text(limiter)
-        self.user: str | None = _text(user)
-        self.model: str | None = None
-        self.outcome: str = outcome
-        self.status: int | None = None
-        self.waited: float = 0.0
-        self.elapsed: float | None = None
-        self.estimated: Mapping[str, float] = cost
-        self.settled: dict[str, float] | None = None
-        self.usage: Mapping[str, float] = {}
-        self.dollars: float | None = cost.get("dollars")
+    at: float
+    limiter: str | None
+    user: str | None
+    outcome: str
+    estimated: Mapping[str, float]
+    dollars: float | None
+    model: str | None = None
+    status: int | None = None
+    waited: float = 0.0
+    elapsed: float | None = None
+    settled: dict[str, float] | None = None
+    usage: Mapping[str, float] = field(default_factory=dict)
+    id: int | None = None
 
 
 class Entries:
@@ -83,7 +79,8 @@ class Entries:
             self._note_limits(at, event)
 
     def _begin(self, at: float, event: Any, outcome: str, call: int) -> CallEntry:
-        entry = CallEntry(at, event.limiter, getattr(event, "flow", None), outcome, event.cost)
+        user, cost = _text(getattr(event, "flow", None)), event.cost
+        entry = CallEntry(at, _text(event.limiter), user, outcome, cost, cost.get("dollars"))
         self.new.append(entry)
         if call:
             opened = self._open

@@ -173,6 +173,7 @@ class _StoredCharge:
     receipt: float | None
 
 
+@dataclass(slots=True, eq=False)
 class StoreReceipts:
     """What the store has charged a grant, and what it is to be charged instead.
 
@@ -180,21 +181,12 @@ class StoreReceipts:
     store is told next.
     """
 
-    __slots__ = ("_stored", "charges", "epochs", "receipts", "shares", "wanted")
-
-    def __init__(
-        self,
-        charges: Sequence[tuple[SharedLimitState, float]],
-        epochs: Mapping[SharedLimitSet, float],
-        receipts: Sequence[float],
-        shares: list[Share] | None,
-    ) -> None:
-        self.charges = charges
-        self.epochs = epochs
-        self.receipts = receipts
-        self.shares = shares
-        self.wanted: dict[SharedLimitState, float] | None = None  # None: what was charged at first
-        self._stored: list[_StoredCharge] | None = None
+    charges: Sequence[tuple[SharedLimitState, float]]
+    epochs: Mapping[SharedLimitSet, float]
+    receipts: Sequence[float]
+    shares: list[Share] | None
+    wanted: dict[SharedLimitState, float] | None = None  # None: what was charged at first
+    _stored: list[_StoredCharge] | None = None
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         """(meter, receipt) of what this process holds: nothing, all of it is the store's."""

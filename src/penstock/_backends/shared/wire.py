@@ -128,6 +128,7 @@ class _Series:
     end: int = 0
 
 
+@dataclass(slots=True, eq=False)
 class BatchInFlight:
     """One batch: what is asked, and what hears the answer.
 
@@ -152,37 +153,30 @@ class BatchInFlight:
         epochs: When the row of each limit set was born, once that was answered.
     """
 
-    __slots__ = (
-        "announce", "asked", "commands", "drops", "epochs", "flow", "freed", "group", "lines", "looks", "misdated",
-        "next_in_line", "offsets", "operations", "orders", "payer", "places", "priority", "refunds", "sent", "series",
-        "settlements", "terms", "width",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        self.group: Any = NOBODY
-        self.offsets: dict[SharedLimitSet, int] = {}
-        self.terms: list[Terms] = []
-        self.orders: list[list[SharedLimitState]] = []
-        self.width = 0
-        self.operations: list[float] = []
-        self.sent = 0.0
-        self.misdated = False
-        self.flow: Hashable = NOBODY
-        self.payer: SharedLimitSet | None = None
-        self.priority = 0.0
-        self.drops: list[Booking] = []
-        self.asked: list[Any] = []
-        self.series: list[_Series] = []
-        self.commands: list[Command] = []
-        self.settlements: list[Settlement] = []
-        self.refunds: list[Refund] = []
-        self.looks: list[Look] = []
-        self.announce: set[str] = set()
-        self.places: list[SharedLimitState] = []
-        self.freed: dict[str, float] = {}
-        self.lines: list[SharedLimitState] = []
-        self.next_in_line: dict[str, float] = {}
-        self.epochs: dict[SharedLimitSet, float] = {}
+    group: Any = NOBODY
+    offsets: dict[SharedLimitSet, int] = field(default_factory=dict)
+    terms: list[Terms] = field(default_factory=list)
+    orders: list[list[SharedLimitState]] = field(default_factory=list)
+    width: int = 0
+    operations: list[float] = field(default_factory=list)
+    sent: float = 0.0
+    misdated: bool = False
+    flow: Hashable = NOBODY
+    payer: SharedLimitSet | None = None
+    priority: float = 0.0
+    asked: list[Any] = field(default_factory=list)
+    series: list[_Series] = field(default_factory=list)
+    commands: list[Command] = field(default_factory=list)
+    settlements: list[Settlement] = field(default_factory=list)
+    refunds: list[Refund] = field(default_factory=list)
+    drops: list[Booking] = field(default_factory=list)
+    looks: list[Look] = field(default_factory=list)
+    announce: set[str] = field(default_factory=set)
+    places: list[SharedLimitState] = field(default_factory=list)
+    lines: list[SharedLimitState] = field(default_factory=list)
+    next_in_line: dict[str, float] = field(default_factory=dict)
+    freed: dict[str, float] = field(default_factory=dict)
+    epochs: dict[SharedLimitSet, float] = field(default_factory=dict)
 
     # Writing
 
