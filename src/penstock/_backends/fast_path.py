@@ -82,7 +82,7 @@ def prepare_key(
     ]
     kinds = "".join([_kind(meter, amount) for meter, amount in both])
     charge.operands = tuple([each for pair in both for each in pair])
-    charge.grant, charge.release = charge_closer, close_closer if charge.held else None
+    charge.release = look_closer if charge.held else None
     if "?" in kinds or max(len(states), len(kinds)) > _MOST:
         return
     if numbers and not joint and set(kinds) == {"w"}:
@@ -92,20 +92,8 @@ def prepare_key(
         charge.grant, charge.release = _write_metered(kinds, where, len(states), joint=joint, locked=locked)
 
 
-def charge_closer(binding: Binding, grant: Grant) -> bool:
-    """Charge a key by its meters, whatever they are, with the lock held."""
-    key: Any = binding.backend
-    charged: bool = key.states.charge_closer(binding, grant)
-    return charged
-
-
-def close_closer(_: Grant) -> bool:
-    """The release of a charge that the fast path has no answer for."""
-    return False
-
-
-def look_closer(_: Binding, __: Grant) -> bool:
-    """The grant of a charge that the fast path has no answer for."""
+def look_closer(*_: object) -> bool:
+    """The grant, and the release, of a charge that the fast path has no answer for."""
     return False
 
 
@@ -445,7 +433,7 @@ def _metered_source(kinds: str, where: tuple[int | None, ...], size: int, *, joi
             f"        grant.receipts = ({receipts})",
             "        return True",
         ], locked=locked, lock="states.store.lock"),
-        "    return mine.states.charge_closer(binding, grant)",
+        "    return binding.charge.closer(binding, grant)",
     ])  # fmt: skip
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from penstock._backends import key_numbers
 from penstock._backends.alike import Alike, charge_of
 from penstock._backends.base import Binding, Charge, Grant, LimiterInfo, Request, joined_info
 from penstock._backends.charges import ChargePlan, joint_name
-from penstock._backends.fast_path import look_closer
 from penstock._backends.keyed import KeyStates, Materialised, charge_closer
 from penstock._backends.local import LocalBackend
 from penstock._core.bucket import Bucket
@@ -20,8 +19,6 @@ from penstock._core.places import Places
 from penstock._text import label_of
 from penstock.errors import CostError
 from penstock.stores.memory import MemoryStore
-
-R = TypeVar("R")
 
 _MOST_KNOWN = 64
 """Kinds of keys that a limiter remembers being joined with."""
@@ -92,7 +89,7 @@ class Key(LimiterInfo):
 
     def bind(self, info: LimiterInfo, cost: Mapping[str, float]) -> Binding:
         """Bind a cost: for the fast path while nothing more was asked of this key."""
-        if self._real is None and not self.states.is_live(self.key):
+        if self._real is None and not self.states.keys.is_live(self.key):
             try:
                 charge = self.states.charge(cost)
             except CostError:  # this key's limits may have been raised; and their errors name the key
@@ -113,7 +110,7 @@ class Key(LimiterInfo):
         """Let the limits of this key decide over a grant: the shared ones, or its own if they are materialised."""
         if self._real is None:
             try:
-                return self.states.run(self.key, self._let_shared, decide, grant, *args)
+                return self.states.keys.run(self.key, self._let_shared, decide, grant, *args)
             except (Materialised, CostError):  # the key's own limits may be others, and their errors name the key
                 pass
         return getattr(self._adopt(grant), decide)(grant, *args)
@@ -126,10 +123,10 @@ class Key(LimiterInfo):
 
     def _receipt(self, shared: LimitState, state: LimitState, meter: Meter, receipt: Any) -> tuple[Meter, Any]:
         """A receipt, of the meter that counts for a limit now: another one, if the key was packed in the meantime."""
-        if not self.states.shares(shared):
+        if not self.states.keys.shares(shared):
             return meter, receipt
         if type(meter) is Bucket:
-            if self.states.whole_since(self.key, receipt[1]):
+            if self.states.keys.whole_since(self.key, receipt[1]):
                 receipt = -math.inf, receipt[1]
             return state.meter if type(state.meter) is Bucket else meter, receipt
         return state.meter if type(meter) is Places is type(state.meter) else meter, receipt
@@ -187,7 +184,7 @@ class Key(LimiterInfo):
 
     def lose(self, grant: Grant, where: tuple[str, int]) -> None:
         try:
-            self.states.run(self.key, self._let_shared, "close", grant)  # none waits for its places
+            self.states.keys.run(self.key, self._let_shared, "close", grant)  # none waits for its places
         except Materialised:
             self._adopt(grant).lose(grant, where)
 
@@ -267,23 +264,6 @@ class JointStates:
         name = label_of(key)
         return joint_name(self.like.name, name) if self._first else joint_name(name, self.like.name)
 
-    def shares(self, state: LimitState) -> bool:
-        return self.keys.shares(state)
-
-    def is_live(self, key: Hashable) -> bool:
-        return self.keys.is_live(key)
-
-    def whole_since(self, key: Hashable, moment: float) -> bool:
-        return self.keys.whole_since(key, moment)
-
-    def run(self, key: Hashable, act: Callable[..., R], *args: Any) -> R:
-        return self.keys.run(key, act, *args)
-
-    def charge_closer(self, binding: Binding, grant: Grant) -> bool:
-        """As that of the keys, if no call waits for the other limits, and these have not changed."""
-        clearance = binding.charge.clearance
-        return clearance.given and charge_closer(self, self.keys, binding, grant)
-
     def backend(self, key: Hashable) -> LocalBackend:
         """The limits of a key, materialised, and the others."""
         others, own = LocalBackend(self.keys.store, self._sets), self.keys.backend(key)
@@ -300,7 +280,7 @@ class JointStates:
     def _charge_of(self, cost: Mapping[str, float]) -> Charge:
         charge = self._alike.charge(cost)
         if charge is None:
-            charge = Charge(cost, self.shared.plan().charges(cost, unlimited=True), look_closer)
+            charge = Charge(cost, self.shared.plan().charges(cost, unlimited=True), charge_closer)
             charge.clearance = self._clearance
             self._alike.add(self.keys.prepared(charge, joint=True))
         return charge

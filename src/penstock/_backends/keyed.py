@@ -174,6 +174,11 @@ class KeyStates:
         """How many keys have a limit that is not whole, as far as that is known without looking at all of them."""
         return len(self.known) + len(self.old) + len(self.live)
 
+    @property
+    def keys(self) -> KeyStates:
+        """Itself, as that of `JointStates`."""
+        return self
+
     def own_of(self, backend: LocalBackend) -> dict[LimitState, LimitState]:
         """The limits that keys share, each with that of a key whose limits are materialised, if it still has one."""
         return self.own_in(backend.sets[0])
@@ -504,10 +509,6 @@ class KeyStates:
         if self._calendars:
             _follow(meters, clock.now())
 
-    def charge_closer(self, binding: Binding, grant: Grant) -> bool:
-        """Charge a key in its meters, if nothing has to be waited for, and its limits are not materialised."""
-        return charge_closer(self, self, binding, grant)
-
     def charge(self, cost: Mapping[str, float]) -> Charge:
         """What a cost is charged, of any key; CostError: wrong, or more than the usual limits hold."""
         plain = self.plain
@@ -519,7 +520,7 @@ class KeyStates:
     def _charge_of(self, cost: Mapping[str, float]) -> Charge:
         charge = self._alike.charge(cost)
         if charge is None:
-            charge = Charge(cost, self.plan().charges(cost, unlimited=True), fast_path.look_closer)
+            charge = Charge(cost, self.plan().charges(cost, unlimited=True), charge_closer)
             self._alike.add(self.prepared(charge))
         return charge
 
@@ -578,13 +579,17 @@ def _follow(meters: list[Meter], now: float) -> list[Meter]:
     return meters
 
 
-def charge_closer(over: Any, keys: KeyStates, binding: Binding, grant: Grant) -> bool:
-    """Charge a key on the shared limits of `over`, if nothing has to be waited for, and it has no limits of its own."""
+def charge_closer(binding: Binding, grant: Grant) -> bool:
+    """Charge a key in its meters, if nothing has to be waited for, and its limits are not materialised."""
     key: Any = binding.backend
+    beside = binding.charge.clearance
+    if beside is not None and not beside.given:
+        return False
     try:
-        return keys.run(key.key, _charge_shared, over.shared, binding, grant)
+        charged: bool = key.states.keys.run(key.key, _charge_shared, key.states.shared, binding, grant)
     except Materialised:
         return False
+    return charged
 
 
 def _charge_shared(shared: LocalBackend, binding: Binding, grant: Grant) -> bool:
