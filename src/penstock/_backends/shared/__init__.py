@@ -10,7 +10,6 @@ lines.py        who waits for places, and when they are asked for
 leasing.py      grants out of leases that this process holds
 settling.py     refunds, true costs, pauses: what the store is told
 state.py        what the scheduler knows
-undecided.py    what becomes of a batch that was not decided
 outage.py       what happens when a store does not answer, and when it does again
 wire.py         a batch on its way, and its answer
 requests.py     what a call asks, and what the store has charged it

@@ -227,26 +227,6 @@ class SharedBackend:
             receipts.add_uncounted(self._uncounted(cost))
             grant.charges = receipts.charges
 
-    def grant_leased(self, binding: Binding, grant: Grant) -> bool:
-        """Charge a call out of leases that this process holds, if they have enough and no request waits for it."""
-        charges: Any = binding.charge.charges
-        with self.store.lock:
-            if not self.current(binding):
-                return False
-            queue = self.queue
-            if queue.coming or len(queue.waiters) or queue.fresh:
-                return False
-            now = clock.now()
-            shares = leases.take(charges, now)
-            if shares is None:
-                return False
-            binding.info.granted += 1
-            self._lease_more(charges, now)
-        grant.of(self, binding.info, charges, StoreReceipts(charges, {}, (), shares), now)
-        if self._unlimited:
-            self._add_uncounted(grant, binding.charge.cost)
-        return True
-
     def _lease_more(self, charges: Any, now: float) -> None:
         """Ask for more of what is running out, once."""
         for state, _ in charges:
@@ -563,9 +543,23 @@ def _grant_free(binding: Binding, grant: Grant) -> bool:
 
 
 def _grant_leased(binding: Binding, grant: Grant) -> bool:
+    """Charge a call out of leases that this process holds, if they have enough and no request waits for it."""
     backend: Any = binding.backend
-    granted: bool = backend.grant_leased(binding, grant)
-    return granted
+    charges: Any = binding.charge.charges
+    with backend.store.lock:
+        queue = backend.queue
+        if not backend.current(binding) or queue.coming or len(queue.waiters) or queue.fresh:
+            return False
+        now = clock.now()
+        shares = leases.take(charges, now)
+        if shares is None:
+            return False
+        binding.info.granted += 1
+        backend._lease_more(charges, now)
+    grant.of(backend, binding.info, charges, StoreReceipts(charges, {}, (), shares), now)
+    if backend._unlimited:
+        backend._add_uncounted(grant, binding.charge.cost)
+    return True
 
 
 def _lower(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 from penstock._backends.shared.scheduler import Scheduler
-from penstock._backends.shared.undecided import line_up_again, refuse_asked
 from penstock._backends.shared.wire import BatchInFlight, Outage
 from penstock.errors import StoreError
 from penstock.stores.contract import Batch, Reply
@@ -25,14 +24,14 @@ def store_lost(scheduler: Scheduler, batch: BatchInFlight, packed: Batch, error:
     state.answer_looks([*batch.looks, *state.looks], error)
     batch.looks, state.looks = [], []
     if store.on_outage == "raise":
-        refuse_asked(scheduler.state, batch, error)
+        state.refuse_asked(batch, error)
         state.fail_all(error)
         return outage
     share = math.inf if store.on_outage == "open" else store.share or 1.0
     outage.fallback = FallbackStore(store, share, packed.now)
     state.apart = outage.fallback.born
     state.fallback_epochs.add(state.apart)
-    line_up_again(scheduler.state, batch, now)
+    state.line_up_again(batch, now)
     return outage
 
 
@@ -49,7 +48,7 @@ def node_lost(scheduler: Scheduler, silence: Outage) -> None:
     """The store's patience with a node is over: tell those that wait for it."""
     state = scheduler.state
     silence.told = True
-    refuse_asked(scheduler.state, silence.batch, silence.error)
+    state.refuse_asked(silence.batch, silence.error)
     state.answer_looks([look for look in state.looks if state.silence_of(look.limit_set) is silence], silence.error)
     state.looks = [look for look in state.looks if not look.done]
     for limit_set in list(state.limit_sets.values()):

@@ -30,7 +30,6 @@ from penstock._backends.shared.queue import FREED_WATCHED, PAUSE_WATCHED, POLL, 
 from penstock._backends.shared.requests import LeaseAsked, Refund, SharedRequest, Stage, StoreReceipts
 from penstock._backends.shared.settling import Settling
 from penstock._backends.shared.state import SchedulerState, again
-from penstock._backends.shared.undecided import refuse_asked, unsend
 from penstock._backends.shared.wire import Admitted, BatchInFlight, BookedFor, Command, Look, NotNow, OthersTurn, Outage
 from penstock.errors import PenstockError, StoreError
 from penstock.stores.contract import Reply, Store
@@ -273,7 +272,7 @@ class Scheduler:
                 self._leasing.return_leases(of, of.pool.drain())
         state.urgent = state.urgent or bool(state.refunds or state.drops)
         for silence in state.silent.values():
-            refuse_asked(self.state, silence.batch, closed)
+            self.state.refuse_asked(silence.batch, closed)
         self.state.fail_all(closed)
 
     def on_end(self) -> None:
@@ -367,7 +366,7 @@ class Scheduler:
         if reply.others:
             adopted = self._agreement.disagree(batch, reply.others, now)
             # What was asked waits again, and is charged on the limits of now like all that wait.
-            unsend(self.state, batch, now)
+            self.state.unsend(batch, now)
             for limit_set in adopted:
                 self._agreement.recharge(limit_set, now)
             return
@@ -537,7 +536,7 @@ class Scheduler:
             queue.problem = error
         if len(queues) > 1:
             state.separate_until = now + SEPARATE
-            unsend(state, batch, now)
+            state.unsend(batch, now)
             return
         for request in batch.asked:
             if type(request) is LeaseAsked:
@@ -545,8 +544,8 @@ class Scheduler:
                     state.fail_queue(limit_set, error)
             elif request.booking is not None and request.booking.due < math.inf:
                 state.drops.append(request.booking)  # that it claimed: it is refused
-        refuse_asked(state, batch, error)
-        unsend(state, batch, now)
+        state.refuse_asked(batch, error)
+        state.unsend(batch, now)
         state.urgent = state.something_to_say_but_for(queues)  # what is about this queue goes along with its next batch
         for limit_set in batch.offsets:
             limit_set.confirming = False

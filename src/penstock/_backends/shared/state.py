@@ -18,7 +18,7 @@ from weakref import WeakSet, WeakValueDictionary
 from penstock._backends.charges import not_now
 from penstock._backends.shared.limit_set import SharedLimitSet, SharedLimitState
 from penstock._backends.shared.queue import StoreQueue
-from penstock._backends.shared.requests import Booking, Refund, SharedRequest, Stage, StoreReceipts
+from penstock._backends.shared.requests import Booking, LeaseAsked, Refund, SharedRequest, Stage, StoreReceipts
 from penstock._backends.shared.wire import NOBODY, BatchInFlight, Command, FlowName, Look, Outage
 from penstock._chance import CHANCE
 from penstock._concurrency.parking import Parker
@@ -299,6 +299,45 @@ class SchedulerState:
         arrived = request.arrived
         queue.waiters.join(request, now)
         request.arrived = arrived  # when it was asked for, which is before it came here
+
+    # Of a batch that was not decided: its requests wait again, or are told why not, and the rest is said anew
+
+    def line_up_again(self, batch: BatchInFlight, now: float) -> None:
+        """What a batch asks for waits where it was before that was written."""
+        for request in reversed(batch.asked):
+            if type(request) is LeaseAsked:
+                self.dirty[request.queue.standing()] = None
+            elif request.stage is Stage.ASKED and request.batch is batch:
+                queue = self.queue_of(request)
+                if request.booking is not None and request.booking.due < math.inf:
+                    queue.bookings.append(request.booking)
+                self.stay(request, queue, now)
+                self.dirty[queue] = None
+
+    def unsend(self, batch: BatchInFlight, now: float) -> None:
+        """A batch was not decided: everything is as it was before it was written."""
+        self.line_up_again(batch, now)
+        batch.asked = []
+        self.drops += batch.drops
+        self.commands += batch.commands
+        self.refunds += batch.refunds
+        self.looks += batch.looks
+        for settlement in batch.settlements:
+            if settlement.receipts is not None:
+                settlement.receipts.not_charged(settlement.debits)
+                self.settlements[settlement.receipts] = None
+            else:
+                for debit in settlement.debits:
+                    self.owe(debit.state, debit.amount)
+        self.urgent = bool(self.commands or self.refunds or self.drops or self.settlements or self.looks or self.owed)
+
+    def refuse_asked(self, batch: BatchInFlight, error: Exception) -> None:
+        """Tell all that wait for the answer to a batch that there is none, and why."""
+        for request in batch.asked:
+            if type(request) is not LeaseAsked and request.stage is Stage.ASKED and request.batch is batch:
+                self.refuse(request, again(error))
+        self.answer_looks(batch.looks, error)
+        batch.looks = []
 
     # Of the store
 
