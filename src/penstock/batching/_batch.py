@@ -9,10 +9,10 @@ import functools
 import operator
 from bisect import bisect
 from collections import deque
-from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import isawaitable
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from penstock import clock
 from penstock._concurrency import parking, tasks
@@ -410,7 +410,9 @@ def entries_of(reply: Any, count: int, index: Callable[[Any], int] | None) -> Se
 
 def _in_order(reply: Any, count: int) -> Sequence[Any]:
     way_out = "in their order, or say with index= how to read an entry's index"
-    if not isinstance(reply, Sequence | _Array) or isinstance(reply, str | bytes | Mapping):
+    # As sequences have, and arrays, which are none.
+    can_be_read = all(hasattr(type(reply), name) for name in ("__len__", "__iter__", "__getitem__"))
+    if not can_be_read or isinstance(reply, str | bytes | Mapping):
         what = f"{type(reply).__name__}: return a list with one entry per item, {way_out}"
         raise ReplyMismatch(f"{_given(count)} and returned {what}", sent=count, received=None)
     if len(reply) != count:
@@ -464,12 +466,3 @@ def _given(count: int) -> str:
 
 def _entries(count: int) -> str:
     return number_of(count, "entry", "entries")
-
-
-@runtime_checkable
-class _Array(Protocol):
-    """What can be counted and read by position: also arrays, which are no `Sequence`."""
-
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[Any]: ...
-    def __getitem__(self, position: int, /) -> Any: ...
