@@ -232,6 +232,26 @@ def test_a_probe_that_comes_back_late_still_counts():
     assert one.admit(61.0) is None, "the place of the second probe is not given back by the first"
 
 
+def test_a_probe_that_comes_back_late_is_one_of_those_that_close_it():
+    one = opened(probes=2)
+    lost = one.admit(30.0)
+    in_its_place = one.admit(60.0)
+    one.succeeded(lost, 61.0)
+    assert one.state == "half-open"
+    one.succeeded(in_its_place, 61.0)
+    assert one.state == "closed"
+
+
+def test_one_after_another_each_of_its_probes_counts():
+    one = opened(probes=4)
+    assert [_state_after_a_good_probe(one) for _ in range(4)] == ["half-open"] * 3 + ["closed"]
+
+
+def _state_after_a_good_probe(one: Breaker) -> str:
+    one.succeeded(one.admit(30.0), 30.0)
+    return one.state
+
+
 def test_only_the_lost_one_of_two_probes_is_replaced():
     one = opened(probes=2)
     one.admit(30.0)

@@ -188,11 +188,11 @@ class _Turn:
         self._open: list[Sleepers] = [*index.begin(now), index.awake]
         for sleepers in self._open:
             sleepers.open = True
-        self._opened: dict[Sleepers, None] = dict.fromkeys(self._open)
-        self._awake: list[tuple[Key, int, Sleepers]] | None = None  # a heap, once enough heads are protected
+        self._opened = set(self._open)
+        self._awake: list[tuple[Key, Sleepers]] | None = None  # a heap, once enough heads are protected
         self._again: list[tuple[Key, Waiter]] = []  # a heap: heads of shapes that have had a turn
         self._blocked: list[tuple[Waiter, float]] = []
-        self._seen: dict[Shape, None] = {}
+        self._seen: set[Shape] = set()
         self._next_turn = math.inf
         self.granted = False
 
@@ -205,7 +205,7 @@ class _Turn:
             return heappop(self._again)[1]
         assert front is not None, "there is one left"
         subqueue = front[1]
-        self._seen[subqueue.level.shape] = None
+        self._seen.add(subqueue.level.shape)
         return subqueue.first()
 
     def _unseen(self, order: Order) -> tuple[Key, Subqueue] | None:
@@ -224,7 +224,7 @@ class _Turn:
                 self._push(self._awake, sleepers)
         heap = self._awake
         while heap:
-            key, _, sleepers = heap[0]
+            key, sleepers = heap[0]
             front = self._unseen(sleepers) if sleepers.open else None
             if front is None:
                 heappop(heap)
@@ -238,7 +238,7 @@ class _Turn:
     def _push(self, heap: list[Any], sleepers: Sleepers) -> None:
         front = self._unseen(sleepers)
         if front is not None:
-            heappush(heap, (front[0], id(sleepers), sleepers))
+            heappush(heap, (front[0], sleepers))
 
     def _any_left(self) -> bool:
         """Whether there is an open class with a shape that this turn has not looked at."""
@@ -312,7 +312,7 @@ class _Turn:
     def _sleep(self, shape: Shape, waiter: Waiter, state: LimitState | None) -> None:
         sleepers = self._index.sleep(shape, waiter, state)
         if sleepers is not None:
-            self._opened[sleepers] = None
+            self._opened.add(sleepers)
 
     def _next_key(self, key: Key) -> Key:
         """The key of the next head that the turn has to look at; `key` if there is none."""
