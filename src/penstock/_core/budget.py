@@ -48,7 +48,7 @@ class Credit(Protocol):
 class RatioCredit:
     """Retries ≤ ratio · calls + floor per second."""
 
-    __slots__ = ("_earned", "_free", "_most_free", "_steps", "_updated", "floor", "ratio", "ttl")
+    __slots__ = ("_free", "_most_free", "_steps", "_updated", "floor", "ratio", "ttl")
 
     def __init__(self, ratio: float, floor: float, ttl: float) -> None:
         if not (0 <= ratio < math.inf):
@@ -66,8 +66,7 @@ class RatioCredit:
         self.ttl = ttl
         self._most_free = max(1.0, floor) if floor else 0.0
         self._free = self._most_free
-        self._updated = -math.inf  # when all this was last brought up to date
-        self._earned = 0.0  # the sum of _steps
+        self._updated = 0.0  # when all this was last brought up to date
         self._steps: deque[list[float]] = deque()  # [when it began, credit not yet used], oldest first
 
     def called(self, now: float) -> None:
@@ -77,13 +76,12 @@ class RatioCredit:
         else:
             self._refresh(now)
             steps.append([now, self.ratio])
-        self._earned += self.ratio
 
     def spend(self, now: float, *, timed_out: bool) -> float | None:
         self._refresh(now)
         # Earned credit goes first, because it expires. A retry is never half earned and half free: that would let the
         # free half be earned again.
-        if self._earned >= 1 - _ROUNDING:
+        if self._earned() >= 1 - _ROUNDING:
             due = 1.0
             steps = self._steps
             while steps and due > 0:
@@ -92,7 +90,6 @@ class RatioCredit:
                 due -= part
                 if steps[0][1] <= 0:
                     steps.popleft()
-            self._earned = math.fsum(credit for _, credit in steps)
             return 1.0
         if self._free >= 1 - _ROUNDING:
             self._free = max(0.0, self._free - 1)
@@ -104,20 +101,21 @@ class RatioCredit:
 
     def left(self, now: float) -> float:
         self._refresh(now)
-        return math.floor(self._earned + _ROUNDING) + math.floor(self._free + _ROUNDING)
+        return math.floor(self._earned() + _ROUNDING) + math.floor(self._free + _ROUNDING)
+
+    def _earned(self) -> float:
+        return math.fsum(credit for _, credit in self._steps)
 
     def _refresh(self, now: float) -> None:
         steps = self._steps
         if now < self._updated:  # only a test's clock begins anew, and then so do we
             steps.clear()
-            self._earned, self._free = 0.0, self._most_free
-        elif self._free < self._most_free:
+            self._free = self._most_free
+        else:
             self._free = min(self._most_free, self._free + self.floor * (now - self._updated))
         self._updated = now
-        if steps and steps[0][0] + self.ttl <= now:
-            while steps and steps[0][0] + self.ttl <= now:
-                steps.popleft()
-            self._earned = math.fsum(credit for _, credit in steps)
+        while steps and steps[0][0] + self.ttl <= now:
+            steps.popleft()
 
 
 class TokenCredit:
