@@ -62,10 +62,7 @@ def charge_if_ready(charges: Charges, now: float, due: float = math.inf) -> Rece
             meter = state.meter
             if state.paused_until > now or not (meter.predictable or when_ready(charges[len(receipts) :], now) <= now):
                 break
-            if due >= now:
-                receipt = meter.charge_if_ready(amount, now)
-            else:
-                receipt = meter.charge_if_ready(amount, max(due, now - meter.catch_up))
+            receipt = meter.charge_if_ready(amount, now if due >= now else max(due, now - meter.catch_up))
             if receipt is None:
                 break
             receipts.append((meter, receipt))
