@@ -27,7 +27,7 @@ NAMES = [
     *(f"x-ratelimit-{part}-{unit}" for part in ("limit", "remaining", "reset") for unit in ("requests", "tokens")),
     *(f"ratelimit-{part}" for part in ("limit", "remaining", "reset")),
     *(f"anthropic-ratelimit-output-tokens-{part}" for part in ("limit", "remaining", "reset")),
-    *("x-ratelimit-renewalperiod-requests", "x-ratelimit-limit-é", "x-ratelimit-limit-"),
+    *("x-ratelimit-renewalperiod-requests", "x-ratelimit-limit-!~", "x-ratelimit-limit-"),
 ]
 MOMENTS = [
     *("Sun, 29 Nov 2026 15:00:00 GMT", "Sun Nov 29 15:00:00 2026", "Sunday, 29-Nov-26 15:00:00 GMT", "2026-11-29"),
