@@ -60,3 +60,17 @@ def read_word(option: str, value: object, words: Iterable[str]) -> str:
 def without_braces(text: str) -> str:
     """A text as part of a name in a store, which has no braces; `urllib.parse.unquote` reads it back."""
     return text.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
+
+
+_KEY_MARK = "%:"
+"""Between a name and a key: nothing that `without_braces` returns has it."""
+
+
+def name_of_key(name: str, key: str) -> str:
+    """What the limits of a key are called in a store: a name that `is_name_of_key`, and no other name and key have."""
+    return f"{name}{_KEY_MARK}{without_braces(key)}"
+
+
+def is_name_of_key(name: str) -> bool:
+    """Whether a name in a store is one that `name_of_key` returns."""
+    return _KEY_MARK in name

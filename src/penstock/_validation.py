@@ -12,7 +12,7 @@ from typing import Any
 
 from penstock import _numbers
 from penstock._introspect import name_of, why_not_plain
-from penstock._text import PLAIN, repr_of, text_of
+from penstock._text import PLAIN, is_name_of_key, repr_of, text_of
 from penstock.errors import CostError
 from penstock.limits import Limit, Rate, parse
 
@@ -114,6 +114,14 @@ def check_options(
                 )
     check_hook(on_event)
     return None if name is None else text_of(name), seconds, weights or None
+
+
+def check_no_key(name: str) -> None:
+    """Refuse a name that the limits of a key have in a shared store."""
+    if is_name_of_key(name):
+        raise ValueError(
+            f"the name {repr_of(name)} has %:, which stands between the name of a Keyed and a key: use others"
+        )
 
 
 def check_hook(on_event: Any) -> None:

@@ -27,7 +27,7 @@ from penstock._backends.keyed import KeyStates
 from penstock._call import Call, check_functions, decorated, show_call
 from penstock._introspect import name_of, why_not_plain
 from penstock._numbers import Seconds, read_flag
-from penstock._text import label_of, repr_of, text_of, visible, without_braces
+from penstock._text import label_of, name_of_key, repr_of, text_of, visible
 from penstock._validation import LimitLike, check_findable, check_options, given_limits, merge_given, read_limits
 from penstock.limiter import Limiter, key_limiters
 from penstock.limits import Limit, show_limits
@@ -52,8 +52,8 @@ class Keyed:
             that uses it and with no lock held; where its answer has changed, what was used stays used. An error of its
             own passes through, and nothing has changed then.
         name: `Keyed` of one name share what their keys have used, as limiters of one name do. In memory the first of
-            them is the fastest, and those with the same options as it; with a shared store, the names of the keys'
-            limiters begin with it.
+            them is the fastest, and those with the same options as it. With a shared store the limiter of a key is
+            called `name%:key`, which no other limiter can be.
         store, max_queue, ageing, flow_weights, enforce, on_event: As for `Limiter`.
 
     Safe to use from any number of tasks and threads. A key is anything hashable that equals itself; over a shared store
@@ -270,7 +270,7 @@ class _SharedKeys:
         return {"limits": limits, "name": self._name, "store": self._store, **self._options}
 
     def limiter(self, key: Hashable) -> Limiter:
-        text = without_braces(text_of(key))
+        text = text_of(key)
         limiter = self._limiters.get(text)
         if limiter is not None:
             return limiter
@@ -280,12 +280,12 @@ class _SharedKeys:
         with self._store.lock:
             limiter = self._limiters.get(text)
             if limiter is None:
-                name = f"{self._name}:{text}"
+                name = name_of_key(str(self._name), text)
                 info = LimiterInfo(name, options["max_queue"], options["on_event"], enforce=True)
-                limiter = self._limiters[text] = Limiter.over(self._backend(name, wanted), info)
+                limiter = self._limiters[text] = Limiter.over(self._backend(name, wanted, of_key=True), info)
             return limiter
 
-    def _backend(self, name: str | None, limits: dict[str, tuple[Limit, ...]]) -> Any:
+    def _backend(self, name: str | None, limits: dict[str, tuple[Limit, ...]], *, of_key: bool = False) -> Any:
         """The backend over these limits; where they are the answer of a function, they replace those that there are."""
         options = self._options
         return backend_over(
@@ -297,6 +297,7 @@ class _SharedKeys:
             None,
             enforce=options["enforce"],
             replaces=self._limits_of is not None,
+            of_key=of_key,
         )
 
 

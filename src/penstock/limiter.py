@@ -33,7 +33,7 @@ from penstock._call import (
 from penstock._call_method import are_parameters, calls_of_units, quick_key_of
 from penstock._frozen import FrozenDict
 from penstock._numbers import Number, Seconds, read_flag, read_seconds
-from penstock._text import repr_of
+from penstock._text import is_name_of_key, repr_of
 from penstock._validation import (
     RESERVED,
     LimitLike,
@@ -578,8 +578,12 @@ Limiter.__call__.__signature__ = SIGNATURE  # type: ignore[attr-defined]  # what
 
 def _made_again(recipe: list[dict[str, Any]]) -> Limiter:
     """A limiter that was pickled: by its name, limits and store, which keeps what was used."""
-    made = [Limiter({unit: [*kinds] for unit, kinds in each.pop("limits").items()}, **each) for each in recipe]
-    return reduce(and_, made)
+    return reduce(and_, [_one_made_again(**each) for each in recipe])
+
+
+def _one_made_again(*, name: str, max_queue: int | None, on_event: Any, **options: Any) -> Limiter:
+    backend = backend_over(name=name, enforce=True, of_key=is_name_of_key(name), **options)
+    return Limiter.over(backend, LimiterInfo(name, max_queue, on_event, enforce=True))
 
 
 @lru_cache(256)

@@ -100,8 +100,8 @@ async def test_no_name_in_the_store_shows_the_key(two_stores):
 
 @pytest.mark.parametrize(
     "model",
-    ["\ud800", "x" * 100_000, "a\nb", "\0", "", "é" * 200],
-    ids=["surrogate", "long", "lines", "nul", "none", "accents"],
+    ["\ud800", "x" * 100_000, "a\nb", "\0", "", "é" * 200, "a{b}", "a%:b"],
+    ids=["surrogate", "long", "lines", "nul", "none", "accents", "braces", "as of a key"],
 )
 async def test_a_model_of_any_name_is_kept_and_costs_no_answer(model, two_stores):
     client = limited(httpx, Server(httpx, headers=TOLD), store=two_stores[0])

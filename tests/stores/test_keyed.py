@@ -3,9 +3,12 @@ before."""
 
 from __future__ import annotations
 
+import pickle
+from urllib.parse import unquote
+
 import pytest
 
-from penstock import Keyed, RateLimited, UnknownUnit, in_flight, per_day
+from penstock import Keyed, Limiter, RateLimited, UnknownUnit, in_flight, per_day
 from penstock.stores import MemoryStore, RedisStore, SQLiteStore
 
 SMALL = {"requests": per_day(3)}
@@ -80,3 +83,33 @@ def test_whoever_holds_a_key_has_its_limits_as_they_were(new_store):
 def test_another_process_has_the_answer_that_is_younger(new_store):
     assert granted(Keyed(lambda user: SMALL, name="user", store=new_store())["alice"]) == 3
     assert granted(Keyed(lambda user: BOTH, name="user", store=new_store())["alice"], tokens=5) == 17
+
+
+SEPARATORS = ":/%[]~"
+
+
+def test_a_limiter_shares_nothing_with_a_key_whatever_separators_their_names_have(new_store):
+    store = new_store()
+    names = ["n", *(f"n{mark}a" for mark in SEPARATORS), *(f"n{mark}a{mark}b" for mark in SEPARATORS)]
+    keys = ["a", *(f"a{mark}b" for mark in (*SEPARATORS, "%:")), *(f"{mark}a" for mark in SEPARATORS)]
+    limiters = [Limiter(SMALL, name=name, store=store) for name in names]
+    limiters += [Keyed(SMALL, name=name, store=store)[key] for name in names for key in keys]
+    assert [granted(limiter) for limiter in limiters] == [3] * len(limiters)
+
+
+@pytest.mark.parametrize("new_store", ["sqlite", "valkey"], indirect=True)
+@pytest.mark.parametrize("kind", [Limiter, Keyed])
+def test_no_limiter_takes_the_name_of_a_key(new_store, kind):
+    store = new_store()
+    name = Keyed(SMALL, name="n", store=store)["a"].name
+    with pytest.raises(ValueError, match=r"the name 'n%:a' has %:, which stands between the name of a Keyed and a key"):
+        kind(SMALL, name=name, store=store)
+
+
+@pytest.mark.parametrize("new_store", ["sqlite", "valkey"], indirect=True)
+def test_a_pickled_limiter_of_a_key_is_that_of_the_key(new_store):
+    store = new_store()
+    limiter = Keyed(SMALL, name="n:%", store=store)["{a%:b}"]
+    assert granted(pickle.loads(pickle.dumps(limiter))) == 3
+    assert granted(limiter) == 0
+    assert [unquote(name) for name in store.names("n:")] == ["n:%%:{a%:b}"]

@@ -227,7 +227,7 @@ def test_copies_of_a_limiter_have_one_state_in_their_store(tmp_path, copied):
         limiter = Limiter(requests="1/day", name="x", store=store)
         joint = limiter & Keyed(tokens="1/day", name="k", store=store)["a"]
         again = copied(joint)
-        assert repr(again) == repr(joint) == "Limiter(x & k:a: requests=1/day, tokens=1/day)"
+        assert repr(again) == repr(joint) == "Limiter(x & k%:a: requests=1/day, tokens=1/day)"
         with limiter():
             pass
         with pytest.raises(RateLimited, match="requests"), again(tokens=1, max_wait=0):

@@ -27,6 +27,7 @@ from penstock._backends.limit_set import LimitSet
 from penstock._backends.local import LocalBackend
 from penstock._backends.queue import WaitQueue
 from penstock._text import repr_of
+from penstock._validation import check_no_key
 from penstock.limits import Limit
 from penstock.stores.memory import MemoryStore
 
@@ -66,8 +67,11 @@ def backend_over(
     *,
     enforce: bool,
     replaces: bool = False,
+    of_key: bool = False,
 ) -> Backend:
     """The backend that `store` needs, over these limits; this process's own store if it is None.
+
+    `of_key`: the name is that of a key's limits in a shared store, which no limiter can be given.
 
     Raises:
         ValueError: An option does not go with the store.
@@ -78,6 +82,8 @@ def backend_over(
     if memory is None:
         from penstock._backends.shared.backend import shared_backend
 
+        if name is not None and not of_key:
+            check_no_key(name)
         return shared_backend(store, name, limits, ageing, flow_weights, lease, enforce=enforce, replaces=replaces)
     if lease is not None:
         raise ValueError(

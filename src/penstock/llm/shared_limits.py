@@ -14,6 +14,7 @@ from typing import Any
 
 from penstock import Limiter, Rate
 from penstock._concurrency.locks import new_lock
+from penstock._text import without_braces
 from penstock.llm import tables
 from penstock.llm.discovered import DiscoveredEndpoint
 from penstock.llm.endpoints import Endpoint, Endpoints, RequestInFlight, counted_unit, stated_by
@@ -111,7 +112,9 @@ def learned_in(store: Store, account: str, model: str) -> Endpoint:
         account: What their names there begin with.
         model: The rest; a digest of it where it is no word that a store can have, as rows may name anything.
     """
-    word = model if len(model) <= _LONGEST_WORD and model.isprintable() else _digest(model)
+    word = without_braces(model)
+    if len(word) > _LONGEST_WORD or not word.isprintable():
+        word = _digest(model)
     return LearningEndpoint(Keeper(store, f"{account}-{word}"))
 
 
