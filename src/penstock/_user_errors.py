@@ -1,8 +1,9 @@
 """Which errors count: the option `on` of retries, breakers and fallbacks, and how the user's functions are asked.
 
 A property of the exception may raise, and so may a function such as `on` or `hint`. Neither may replace the exception:
-the caller gets the original, with a note. Only an answer of the wrong type is an error of its own (`Nonsense`). Callers
-pass in an `Exception` only: cancellation, KeyboardInterrupt and GeneratorExit are not failures.
+the caller gets the original, with a note. Only an answer of the wrong type is an error of its own (`Nonsense`), with
+the original as its cause. Callers pass in an `Exception` only: cancellation, KeyboardInterrupt and GeneratorExit are
+not failures.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Coroutine
 from inspect import isawaitable
-from typing import Any
+from typing import Any, Self
 
 from penstock import _log
 from penstock._interruptions import is_an_interruption
 from penstock._introspect import check_answer, check_plain, name_of, runs_later
-from penstock._numbers import Seconds, read_seconds
+from penstock._numbers import Seconds, exact, is_bool, read_seconds
 from penstock._text import repr_of
 
 On = type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool | Seconds]
@@ -27,6 +28,10 @@ _LEAVES: Any = ExceptionGroup.exceptions  # read by way of the class: a subclass
 
 class Nonsense(Exception):  # noqa: N818 - it is always one of the two below
     """A classifier returned something that is no verdict."""
+
+    def by(self, classifier: str) -> Self:
+        """The same, and whose answer it is."""
+        return type(self)(f"{classifier} {self}")
 
 
 class NotAwaited(Nonsense, TypeError):  # noqa: N818
@@ -79,19 +84,19 @@ def verdict_on(on: On, error: Exception) -> bool | float:
 
 def verdict_of(answer: object) -> bool | float:
     """Read a classifier's answer. 0 seconds is a time, and not False."""
-    if isinstance(answer, bool):
-        return answer
+    if is_bool(answer):
+        return bool(answer)
     seconds = read_seconds(answer)
     if seconds is not None and 0 <= seconds < math.inf:
         return float(seconds)
-    if seconds is not None or isinstance(answer, float):  # NaN
-        raise _NoWait(f"a classifier asked for a retry after {repr_of(answer)} s: a wait is 0 or more, and finite")
+    if seconds is not None or exact(answer) is not None:  # NaN, or beyond all floats
+        raise _NoWait(f"asked for a retry after {repr_of(answer)} s: a wait is 0 or more, and finite")
     if isawaitable(answer):
         if isinstance(answer, Coroutine):
             answer.close()  # or it would warn that it was never awaited
-        raise NotAwaited(f"a classifier returned {repr_of(answer)}, which is not awaited: give a plain function")
+        raise NotAwaited(f"returned {repr_of(answer)}, which is not awaited: give a plain function")
     if runs_later(answer):
-        raise NotAwaited(f"a classifier returned {repr_of(answer)}, which has yet to run: give a plain function")
+        raise NotAwaited(f"returned {repr_of(answer)}, which has yet to run: give a plain function")
     return bool(answer)
 
 
@@ -121,7 +126,10 @@ def add_notes(error: BaseException, *notes: str) -> None:
 
 def verdict(owner: str, on: On, error: Exception, log: str = _LOG) -> bool | float:
     """Return what `on` says of an error; False if it raises, which goes to the log. Nonsense: it is no verdict."""
-    says: bool | float = _answer(owner, "on", lambda error: verdict_on(on, error), error, log, otherwise=False)
+    try:
+        says: bool | float = _answer(owner, "on", lambda error: verdict_on(on, error), error, log, otherwise=False)
+    except Nonsense as answer:
+        raise answer.by(f"{owner}: `on`, asked about {repr_of(error, 200)},") from error
     return says
 
 

@@ -254,7 +254,9 @@ def test_what_cannot_be_awaited_is_refused_where_it_is_written(name):
 async def test_an_answer_that_would_have_to_be_awaited_is_refused(virtual_time):
     """Where it could not be seen beforehand."""
     flaky = Flaky(9)
-    with pytest.raises(TypeError, match=r"a classifier returned <coroutine .*>, which is not awaited"):
+    with pytest.raises(
+        TypeError, match=r"Flaky: `on`, asked about ConnectionError\(\), returned <coroutine .*>, which is not awaited"
+    ):
         await Retry(on=lambda error: _async_judge(error), backoff=EVERY_SECOND).call(flaky)  # noqa: PLW0108
     assert len(flaky.at) == 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import dataclasses
+import math
 import pickle
 import random
 import threading
@@ -285,12 +286,25 @@ def test_a_thread_cannot_be_cut(use):
 
 
 @anyio_test
-async def test_a_classifier_that_answers_nonsense_is_named(virtual_time):
-    with pytest.raises(
-        ValueError, match=r"a classifier asked for a retry after -1 s: a wait is 0 or more, and finite"
-    ) as caught:
-        await Retry(on=lambda _: -1).call(Flaky(1))
-    assert isinstance(caught.value.__context__, ConnectionError)
+@pytest.mark.parametrize(
+    ("answer", "raises", "said"),
+    [
+        (-1, ValueError, "asked for a retry after -1 s: a wait is 0 or more, and finite"),
+        (math.nan, ValueError, "asked for a retry after nan s: a wait is 0 or more, and finite"),
+        (Decimal("nan"), ValueError, "asked for a retry after Decimal('NaN') s: a wait is 0 or more, and finite"),
+        (10**400, ValueError, "asked for a retry after 1000000"),
+        ((each for each in ()), TypeError, "which has yet to run: give a plain function"),
+    ],
+    ids=["negative", "nan", "decimal", "huge", "generator"],
+)
+async def test_a_classifier_that_answers_nonsense_is_named_and_so_is_the_error_it_was_asked_about(
+    virtual_time, answer, raises, said
+):
+    with pytest.raises(raises) as caught:
+        await Retry(on=lambda _: answer).call(Flaky(1))
+    assert str(caught.value).startswith("Flaky: `on`, asked about ConnectionError(), ")
+    assert said in str(caught.value)
+    assert isinstance(caught.value.__cause__, ConnectionError)
 
 
 def test_a_policy_is_shown_as_it_is_written():

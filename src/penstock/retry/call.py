@@ -172,8 +172,10 @@ class RetriedCall:
     def _verdict_on_result(self, on_result: Callable[[Any], Any], result: object) -> bool | float:
         try:
             return verdict_of(on_result(result))
+        except NotAwaited as answer:
+            raise answer.by(f"{self.name}: `on_result`") from None
         except BaseException as raised:  # the result may have been paid for
-            if is_an_interruption(raised) or isinstance(raised, NotAwaited):
+            if is_an_interruption(raised):
                 raise
             _log.broken(LOGGER, "%s: `on_result` raised when asked about a result", self.name, error=raised)
             return False
