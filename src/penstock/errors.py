@@ -168,7 +168,8 @@ class CircuitOpen(PenstockError):  # noqa: N818
     """The circuit breaker is open: the call was not made.
 
     Attributes:
-        retry_after: Seconds until the breaker lets a probe through; infinite while that depends on a probe under way.
+        retry_after: Seconds until the breaker lets a probe through. While a probe is under way: seconds after which it
+            is worth to ask again, a finite number.
     """
 
     def __init__(self, message: str, *, retry_after: float) -> None:

@@ -75,7 +75,7 @@ def test_after_its_time_it_lets_so_many_probes_through_and_closes_when_all_succe
     first, second = one.admit(30.0), one.admit(30.0)
     assert one.state == "half-open"
     assert one.admit(30.0) is None
-    assert one.retry_after(30.0) == math.inf, "that depends on the probes"
+    assert one.retry_after(30.0) == 3.0, "that depends on the probes, which have just begun"
     one.succeeded(first, 31.0)
     assert one.state == "half-open"
     assert one.admit(31.0) is None, "one has passed and one is under way: that is all of them"
@@ -212,7 +212,7 @@ def test_a_probe_that_never_returns_gives_its_place_to_another():
     one = opened(probes=1)
     lost = one.admit(30.0)
     assert one.admit(59.999) is None
-    assert one.retry_after(59.0) == math.inf
+    assert [one.retry_after(at) for at in (33.0, 36.0, 40.0, 45.0, 59.0)] == [3.0, 6.0, 10.0, 15.0, 1.0]
     second = one.admit(60.0)
     assert (lost.term, lost.probe, second.term, second.probe) == (lost.term, 1, lost.term, 2)
     assert one.admit(60.0) is None, "one place, one probe"

@@ -76,6 +76,41 @@ async def test_a_breaker_opens_probes_and_closes(virtual_time):
     assert breaker.state == "closed"
 
 
+async def asks(fetch):
+    """The moments at which a caller asks that comes back whenever a refusal says so, until the reply."""
+    at = []
+    while True:
+        at.append(anyio.current_time())
+        try:
+            await fetch()
+        except CircuitOpen as error:
+            await anyio.sleep(error.retry_after)
+        else:
+            return [each - at[0] for each in at]
+
+
+@anyio_test
+@pytest.mark.parametrize(
+    ("takes", "asked"),
+    [(0.5, [0, 1]), (5, [0, 1, 2, 4, 8]), (1e9, [0, 1, 2, 4, 8, 10])],
+    ids=["quick", "slow", "hanging"],
+)
+async def test_a_caller_that_waits_as_long_as_it_is_told_is_answered_whatever_a_probe_does(virtual_time, takes, asked):
+    """While half-open a refusal said to wait for ever."""
+    service, breaker = Service(), circuit_breaker(on=OSError, failures=1, open_for=10)
+    fetch = breaker(service)
+    service.error = OSError()
+    await times(1, fetch, OSError)
+    await anyio.sleep(10)
+    service.error, service.takes = None, takes
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(fetch)
+        await anyio.wait_all_tasks_blocked()
+        service.takes = 0
+        assert await asks(fetch) == pytest.approx(asked)
+        tasks.cancel_scope.cancel()
+
+
 @anyio_test
 async def test_only_probes_go_while_half_open(virtual_time):
     service, breaker = Service(), circuit_breaker(on=OSError, failures=1, open_for=10, probes=2)
@@ -96,7 +131,7 @@ async def test_only_probes_go_while_half_open(virtual_time):
         for _ in range(5):
             tasks.start_soon(client)
     assert service.calls == 1 + 2
-    assert refused == [(float("inf"), "Service: the circuit breaker is half-open, for a probe is under way")] * 3
+    assert refused == [(1, "Service: the circuit breaker is half-open, for a probe is under way; ask again in 1 s")] * 3
     assert breaker.state == "closed"
 
 

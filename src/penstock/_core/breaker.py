@@ -19,6 +19,7 @@ from collections import deque
 from typing import NamedTuple
 
 _STEPS = 10  # outcomes leave the window in steps of a tenth of it
+_ASKED = 10  # times that it may be asked, at most, while a new probe is under way
 
 
 class Ticket(NamedTuple):
@@ -74,8 +75,18 @@ class Breaker:
         return Ticket(self._term, self._probe_number)
 
     def retry_after(self, now: float) -> float:
-        """Return the seconds until a call may go; infinite while that depends on probes under way."""
-        return max(0.0, self._until - now) if self.state == "open" else math.inf
+        """Return the seconds after which it is worth to ask again.
+
+        Open: when it lets a probe through. Half-open that depends on the probes under way, so it is as long again as
+        the oldest has taken, within these bounds: a tenth of `open_for`, and until its place goes to another call.
+        Closed: infinite, as it refuses nobody.
+        """
+        if self.state == "closed":
+            return math.inf
+        if self.state == "open":
+            return max(0.0, self._until - now)
+        began = min(self._probes_since.values(), default=now)
+        return max(0.0, min(began + self._open_for - now, max(now - began, self._open_for / _ASKED)))
 
     def succeeded(self, ticket: Ticket, now: float) -> None:
         """Note that an admitted call succeeded."""

@@ -105,8 +105,8 @@ class circuit_breaker(SharedState):  # noqa: N801 - used like a function
                 return ticket
             state, wait, (failures, calls) = breaker.state, breaker.retry_after(now), breaker.opened_by
         why = f"{failures} of {calls} calls had failed" if state == "open" else "a probe is under way"
-        when = f"; it lets a probe through in {show_seconds(wait)}" if state == "open" else ""
-        raise CircuitOpen(f"{name}: the circuit breaker is {state}, for {why}{when}", retry_after=wait)
+        then = f"{'it lets a probe through' if state == 'open' else 'ask again'} in {show_seconds(wait)}"
+        raise CircuitOpen(f"{name}: the circuit breaker is {state}, for {why}; {then}", retry_after=wait)
 
     def _report(self, ticket: Ticket, error: BaseException | None) -> None:
         failed, hint = False, 0.0
