@@ -182,6 +182,26 @@ async def in_threads(url):
     return {"answers": answers, "in_flight": limiter.statistics().in_flight}
 
 
+async def other_http_clients(url):
+    """The HTTP client that the SDK would make itself, as one gives it proxies or certificates."""
+    told = {}
+    for kind, http in ((openai.AsyncOpenAI, "DefaultAsyncHttpxClient"), (openai.OpenAI, "DefaultHttpxClient")):
+        limiter = Limiter(requests="600/min")
+        client = limit_client(client_of(url, kind), limiter)
+        for change in ("copy", "with_options"):
+            changed = getattr(client, change)(http_client=getattr(openai, http)(), timeout=30)
+            again = changed.with_options(http_client=changed.copy(http_client=getattr(openai, http)())._client)
+            for each in (changed, again):
+                _made.append(each)
+                await (chat(each) if kind is openai.AsyncOpenAI else asyncio.to_thread(ask_in_thread, each))
+        told[kind.__name__] = limiter.statistics().granted
+    return told
+
+
+def ask_in_thread(client):
+    return client.chat.completions.create(model="gpt-4o", messages=HELLO)
+
+
 async def azure(url):
     limiter = Limiter(requests="600/min", tokens="60k/min")
     original = openai.AsyncAzureOpenAI(api_key="key", api_version="1", azure_endpoint=url, max_retries=0)

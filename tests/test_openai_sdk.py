@@ -37,6 +37,7 @@ SERVERS = {
     "published": Simulation(),
     "collected": Simulation(latency=Latency(0.5)),
     "in_threads": Simulation(),
+    "other_http_clients": Simulation(),
     "azure": Simulation(),
 }
 
@@ -152,3 +153,8 @@ def test_the_sync_client_is_limited_in_its_threads(run):
 
 def test_azures_client_is_limited_too(run):
     assert run.told["azure"] == {"same type": True, "granted": 1, "same path": True}
+
+
+def test_a_copy_with_another_http_client_keeps_the_limits_and_is_charged_once(run):
+    assert run.told["other_http_clients"] == {"AsyncOpenAI": 4, "OpenAI": 4}
+    assert run.saw["other_http_clients"].answered == 8

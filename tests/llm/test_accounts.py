@@ -107,7 +107,16 @@ async def test_what_was_learned_is_forgotten_with_the_last_client(lib):
 
 
 @pytest.mark.parametrize(
-    "copy", [copy.copy, lambda client: client.copy(), lambda client: client.with_options(timeout=9)]
+    "copy",
+    [
+        copy.copy,
+        lambda client: client.copy(),
+        lambda client: client.with_options(timeout=9),
+        lambda client: client.with_options(http_client=httpx2.AsyncClient()),
+        lambda client: client.copy(http_client=httpx2.AsyncClient()),
+        lambda client: client.copy(http_client=None),
+        lambda client: client.copy(http_client=client._client),
+    ],
 )
 async def test_a_copy_of_a_limited_client_has_its_limits(copy):
     sdk = openai.AsyncOpenAI(api_key="ours", http_client=httpx2.AsyncClient(transport=httpx2.MockTransport(_answer)))

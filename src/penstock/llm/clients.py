@@ -166,7 +166,7 @@ def limits_of(client: Any) -> Mapping[str, Endpoint]:
 
     Of one that `penstock.http.limit_http_client` returned, per host.
 
-    A copy of it, such as `client.with_options(timeout=60)`, has the same ones.
+    A copy of it, such as `client.with_options(timeout=60)`, has the same ones, whatever its HTTP client.
 
     With one limiter for all, its name is "every model", or "every host". With a function of the request this is empty:
     ask the limiters that the function returns.
@@ -191,7 +191,7 @@ def _limited(client: Any, rules: Rules) -> Any:
         for part in _AZURE:
             if hasattr(client, part):
                 setattr(limited, part, getattr(client, part))
-        return minding(limited) if hasattr(client, "request") else limited
+        return minding(limited, _limited_by(rules)) if hasattr(client, "request") else limited
     packages = {base.__module__.partition(".")[0] for base in type(client).__mro__}
     if "cohere" in packages:
         rules = replace(rules, raises=_coheres_own)
@@ -201,7 +201,18 @@ def _limited(client: Any, rules: Rules) -> Any:
         limited._executor = Carrying(limited._executor)
     if limited is not None and "google" in packages:
         _keep_google_to_httpx(limited)
-    return minding(limited) if hasattr(limited, "request") and hasattr(limited, "with_options") else limited
+    minds = hasattr(limited, "request") and hasattr(limited, "with_options")
+    return minding(limited, _limited_by(rules)) if minds else limited
+
+
+def _limited_by(rules: Rules) -> Callable[[Any], Any]:
+    """What makes of an HTTP client one under these rules. One that is limited already, and anything else, stays."""
+
+    def limited(http_client: Any) -> Any:
+        is_free = library_of(http_client) is not None and endpoints_under(http_client) is None
+        return limited_client(http_client, rules) if is_free else http_client
+
+    return limited
 
 
 def _copies_itself(kind: Any) -> bool:

@@ -1,6 +1,6 @@
 """Streams of SDKs that are left before their end: their places come back at once, and their connections are closed.
 
-    minding(client)    the same client, whose streams are minded
+    minding(client, limited)    the same client, whose streams are minded, and those of its copies
 
 Streams of OpenAI's SDK, and of those that are generated alike, refer to a generator that refers to them. So nothing
 ends when the last reader goes: only the garbage collector, some time later, closes what is not read. A minded stream
@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 __all__ = ["ANSWER", "minding"]
@@ -21,10 +22,10 @@ ANSWER = "penstock.answer"
 """Where a response's extensions have what ends with it."""
 
 
-def minding(client: Any) -> Any:
+def minding(client: Any, limited: Callable[[Any], Any]) -> Any:
     """Change an SDK's client, so that streams of it, and of what its `copy` returns, are minded.
 
-    Its type stays the same.
+    Its type stays the same. `limited` makes the HTTP client under limits that a copy with another one sends through.
     """
     request: Any = client.request
 
@@ -37,15 +38,17 @@ def minding(client: Any) -> Any:
     replaced = {"request": minded if inspect.iscoroutinefunction(request) else minded_in_thread}
     for name in ("copy", "with_options"):
         if hasattr(client, name):
-            replaced[name] = _minding_copies(getattr(client, name))
+            replaced[name] = _minding_copies(getattr(client, name), limited)
     for name, function in replaced.items():
         vars(client)[name] = functools.wraps(getattr(client, name))(function)
     return client
 
 
-def _minding_copies(copy: Any) -> Any:
+def _minding_copies(copy: Any, limited: Callable[[Any], Any]) -> Any:
     def copied(*args: Any, **options: Any) -> Any:
-        return minding(copy(*args, **options))
+        if "http_client" in options:
+            options["http_client"] = limited(options["http_client"])
+        return minding(copy(*args, **options), limited)
 
     return copied
 
