@@ -34,7 +34,6 @@ def logger(name: str, level: int) -> Any:
 
 
 def write(log: Any, level: int, message: str, *words: object, **how: Any) -> None:
-    """Write a record."""
     try:
         log.log(level, message, *words, **how)
     except Exception as raised:  # a filter or a handler of the user's
@@ -54,12 +53,10 @@ def _named(limiter: str | None) -> str:
 
 
 def waiting(log: Any, limiter: str | None, cost: Mapping[str, float], wait: float, blocked_by: str | None) -> None:
-    """A call has to wait."""
     _of_a_call(log, DEBUG, "%s makes a call of %s wait %s for %s", limiter, cost, wait, blocked_by)
 
 
 def refused(limiter: str | None, cost: Mapping[str, float], retry_after: float, blocked_by: str) -> None:
-    """A call was refused."""
     log = logger("penstock.limiter", INFO)
     if log is not None:
         _of_a_call(

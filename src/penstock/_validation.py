@@ -145,7 +145,6 @@ keep them."""
 
 
 def read_priority(priority: Any) -> int:
-    """The priority, as an int."""
     try:  # a whole number of any kind, numpy's too; of a plain one without a call, in which a signal handler may raise
         whole: int = priority if type(priority) is int else index(priority)
     except Exception:  # noqa: BLE001 - a class of a user's may refuse in its own way

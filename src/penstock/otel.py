@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
@@ -211,18 +211,18 @@ class Telemetry:
         elif kind == "sync":
 
             def wrapper(*args: Any, **kwargs: Any) -> Any:
-                call = begin(kwargs)
-                with call.unless_it_goes_on(), call.as_current():
-                    result = fn(*args, **kwargs)
-                if not to_be_awaited(result):
-                    with call:
+                with ExitStack() as stack:
+                    call = stack.enter_context(begin(kwargs))
+                    with call.as_current():
+                        result = fn(*args, **kwargs)
+                    if not to_be_awaited(result):
                         return call.ended(result)
-                if not isinstance(result, Coroutine):
-                    with call:
+                    if not isinstance(result, Coroutine):
                         refuse_awaitable(
                             result,
                             f"{name_of(fn)} returned {type(result).__name__}: trace an async function that awaits it",
                         )
+                    stack.pop_all()
                 return _finish(call, result)
 
         else:
@@ -341,15 +341,6 @@ class _TracedCall:
     def as_current(self) -> AbstractContextManager[Span]:
         """Make the span the current one, without ending it."""
         return trace.use_span(self.span, record_exception=False, set_status_on_exception=False)
-
-    @contextmanager
-    def unless_it_goes_on(self) -> Iterator[None]:
-        """End the call here if this fails; else it goes on."""
-        try:
-            yield
-        except BaseException as error:
-            self.__exit__(type(error), error, None)
-            raise
 
 
 async def _finish(call: _TracedCall, result: Coroutine[Any, Any, Any]) -> Any:

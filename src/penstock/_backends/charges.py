@@ -160,7 +160,6 @@ def of_least_burst(states: Sequence[S]) -> S:
 
 
 def cost_of(charges: Iterable[tuple[LimitState, float]]) -> dict[str, float]:
-    """What charges cost, per unit."""
     return {state.unit: amount for state, amount in charges}
 
 

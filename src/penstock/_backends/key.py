@@ -56,7 +56,6 @@ class Key(LimiterInfo):
 
     @property
     def max_queue(self) -> int | None:  # type: ignore[override]
-        """As for all keys."""
         return self.states.like.max_queue
 
     def __init__(self, states: KeyStates | JointStates, key: Hashable) -> None:

@@ -52,7 +52,6 @@ class LimitSet:
         return queue
 
     def all_states(self) -> list[LimitState]:
-        """Every limit of this set."""
         return [state for states in self.states.values() for state in states]
 
     def whole(self, now: float) -> bool:
@@ -91,7 +90,6 @@ class LimitSet:
             self._follow_calendars()
 
     def forget_others(self, units: Iterable[str]) -> None:
-        """Forget the units that are not among these."""
         kept = set(units)
         self.states = {unit: states for unit, states in self.states.items() if unit in kept}
         self.defaults = {unit: default for unit, default in self.defaults.items() if unit in kept}

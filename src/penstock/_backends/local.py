@@ -83,7 +83,6 @@ class LocalBackend:
 
     @property
     def queue(self) -> WaitQueue:
-        """The queue in front of these limits."""
         queue = self._queue
         if queue.into is not None:
             queue = self._queue = queue.standing()

@@ -369,7 +369,6 @@ class WaitQueue:
             self._stand_down(request, home, now)
 
     def refuse(self, request: Request, error: Exception) -> None:
-        """Tell a waiter that it gets no turn, and why."""
         request.error = error
         self.waiters.leave(request)
         if request.parked:
@@ -474,7 +473,6 @@ class WaitQueue:
         return self
 
     def _take_in(self, other: WaitQueue) -> None:
-        """Let all waiters of another queue in, with their homes."""
         for waiter in self.waiters.take_in(other.waiters):
             waiter.queue = self  # type: ignore[attr-defined]  # all waiters here are requests
         for key, theirs in other._homes.items():

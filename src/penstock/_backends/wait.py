@@ -165,7 +165,6 @@ LOOP = {
 
 
 def emit_grant(binding: Binding, waited: float, grant: Grant, flow: Hashable) -> None:
-    """Tell the listener of a grant."""
     info = binding.info
     assert info.on_event is not None, "callers have looked"
     whose = turn_here().flow if flow is None else flow

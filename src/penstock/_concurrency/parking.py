@@ -313,7 +313,6 @@ def here() -> Parker:
 
 
 def in_loop(loop: Any) -> AsyncioParker:
-    """Return a parker for a task of this asyncio loop."""
     parker = AsyncioParker()
     parker.home = loop
     parker._future = loop.create_future()

@@ -182,7 +182,6 @@ def evidence_of(
 
 
 def _spreads(minutes: Sequence[Minute]) -> tuple[Spread, Spread]:
-    """Of the requests and of the tokens in these minutes."""
     return Spread.of(minute.requests for minute in minutes), Spread.of(minute.tokens for minute in minutes)
 
 

@@ -47,7 +47,6 @@ _Block = _Heading | _Table | _Picture | str
 
 
 def _blocks(found: Sequence[Evidence], name: str, tz: str) -> Iterator[_Block]:
-    """What a report says, whatever it is written in."""
     yield _Heading(1, f"Use of models: {visible(name)}")
     if not found:
         yield "No call was recorded."

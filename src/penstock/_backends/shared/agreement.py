@@ -141,7 +141,6 @@ class Agreement:
 
 
 def conflict(name: str, there: str, here: str) -> ConfigurationConflict:
-    """The error for one name with two sets of limits."""
     return ConfigurationConflict(
         f'"{name}" has other limits in the store: {there} there, {here} here. Use one name for one set of limits; '
         "to change them for all processes, call reconfigure() in one that has the old ones"

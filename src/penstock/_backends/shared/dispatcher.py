@@ -57,7 +57,6 @@ _log = logging.getLogger("penstock")
 
 
 def dispatcher_of(store: Store) -> Dispatcher:
-    """The dispatcher of that store in this process."""
     with store.lock:
         if store.dispatcher is None:
             store.dispatcher = Dispatcher(store)
@@ -411,7 +410,6 @@ class Dispatcher:
             self._events.append(StoreRecovered(repr(self.store)))
 
     def _change(self, limit_set: SharedLimitSet) -> None:
-        """Tell the store of new limits."""
         terms = limit_set.terms
         try:
             with self._io:

@@ -151,7 +151,6 @@ class Leasing:
         self._state.at(queue.tended, ring)
 
     def return_leases(self, of: SharedLimitState, parted: Sequence[Lease]) -> None:
-        """Give what is left of these leases back."""
         for lease in parted:
             self._state.refunds.append(Refund(of, lease.left, lease.epoch, lease.receipt))
             self._state.urgent = True

@@ -219,15 +219,12 @@ class StoreReceipts:
         return charged
 
     def limit_sets(self) -> set[SharedLimitSet]:
-        """The limit sets that are to be charged."""
         return {state.limit_set for state in self.wants()}
 
     def queue(self) -> StoreQueue:
-        """The queue in front of these limits."""
         return next(iter(self.wants())).limit_set.queue
 
     def stored(self) -> list[_StoredCharge]:
-        """What the store has charged."""
         if self._stored is None:
             if self.shares is not None:
                 self._stored = [_StoredCharge(*share) for share in self.shares]  # type: ignore[arg-type]  # all are shared
@@ -290,7 +287,6 @@ class StoreReceipts:
         return wanted
 
     def charged(self, state: SharedLimitState, epoch: float, receipt: float) -> None:
-        """The store has charged a debit."""
         debit = next(charge for charge in self.stored() if charge.state is state and charge.epoch is None)
         debit.epoch, debit.receipt = epoch, receipt
 

@@ -61,7 +61,6 @@ class Settling:
                 state.commands.append(command)
 
     def write_refunds(self, batch: BatchInFlight) -> None:
-        """Write the refunds that can go with this batch."""
         state = self._state
         refunds, state.refunds = state.refunds, []
         refunds.sort(key=lambda refund: -refund.receipt)  # the latest first, so nothing is lost on the way

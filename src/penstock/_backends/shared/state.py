@@ -131,21 +131,17 @@ class SchedulerState:
     # Alarms
 
     def at(self, moment: float, ring: Callable[[float], None]) -> None:
-        """Call `ring` at that moment."""
         self._alarm_count += 1
         heappush(self._alarms, (moment, self._alarm_count, ring))
 
     def ring(self, now: float) -> None:
-        """Ring the alarms that are due."""
         while self._alarms and self._alarms[0][0] <= now:
             heappop(self._alarms)[2](now)
 
     def next_alarm(self) -> float:
-        """When the next alarm rings."""
         return self._alarms[0][0] if self._alarms else math.inf
 
     def look_at(self, queue: StoreQueue, moment: float) -> None:
-        """Look at a queue at that moment."""
 
         def ring(_: float) -> None:
             self.dirty[queue.standing()] = None
@@ -170,7 +166,6 @@ class SchedulerState:
 
     @staticmethod
     def queue_of(request: SharedRequest) -> StoreQueue:
-        """The queue that a request is for."""
         state: SharedLimitState = request.charges[0][0]
         return state.limit_set.queue
 
@@ -182,7 +177,6 @@ class SchedulerState:
         self.woken.append(request.parker)
 
     def refuse(self, request: SharedRequest, error: Exception) -> None:
-        """Tell a request that it is not granted, and why."""
         request.error = error
         request.stage = Stage.REFUSED
         request.info.refused += 1
@@ -212,7 +206,6 @@ class SchedulerState:
                 self.woken.append(look.parker)
 
     def refuse_late(self, request: SharedRequest, wait: float, blocker: str | None) -> None:
-        """Tell a request that it would wait too long."""
         bound = ""
         if request.max_wait is not None and request.max_wait <= request.time_left:
             bound = f"max_wait is {show_seconds(request.max_wait)}" if request.max_wait else ""
@@ -388,7 +381,6 @@ class SchedulerState:
         return bool(batch.group == group)
 
     def all_fit(self, batch: BatchInFlight, charges: Sequence[tuple[Any, float]]) -> bool:
-        """`fits`, for all of these charges."""
         return all(self.fits(batch, state.limit_set) for state, _ in charges)
 
     def flow_name(self, flow: Hashable, queue: StoreQueue) -> FlowName:

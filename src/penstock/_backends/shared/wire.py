@@ -255,12 +255,10 @@ class BatchInFlight:
         self.settlements.append(settlement)
 
     def pause(self, seconds: float, states: Sequence[SharedLimitState]) -> None:
-        """Write that these limits are paused."""
         states = [state for state in states if state.counted]
         self.operations += (codes.PAUSE, seconds, float(len(states)), *[self.at(state) for state in states])
 
     def resume(self, states: Sequence[SharedLimitState]) -> None:
-        """Write that the pauses of these limits end."""
         states = [state for state in states if state.counted]
         self.operations += (codes.RESUME, float(len(states)), *[self.at(state) for state in states])
 
@@ -275,7 +273,6 @@ class BatchInFlight:
             self.operations += (codes.RENEW, 1.0, self.at(state))
 
     def name_flow(self, flow: Hashable, name: FlowName, state: SharedLimitState) -> None:
-        """Write whose the requests that follow are."""
         self.flow, self.payer = flow, state.limit_set
         self.operations += (codes.FLOW, name.key, name.member, name.weight, self.at(state), 0.0)
 
