@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from penstock import _log
 from penstock._backends import backend_over, joined
-from penstock._backends.alike import remember
+from penstock._backends.alike import known_by, remember
 from penstock._backends.base import HAS_GIL, Backend, LimiterInfo, cost_key, joined_info
 from penstock._backends.charges import ChargePlan, joint_name
 from penstock._backends.key import Key, joint_states
@@ -213,7 +213,7 @@ class Limiter:
         if given is None or (given.__class__ is dict and not options and RESERVED.isdisjoint(given)):
             given = options if given is None else given
             key = (*given.items(),)[0] if len(given) == 1 else (*given.items(),)
-            call = self._known(key) or self._of_one(key)
+            call = known_by(self._calls, key) or self._of_one(key)
             if call is None:
                 return self._make_call(given, remembered=True)
             return call if not call._binding.charge.held else Call.of(call._binding, call._options)
@@ -268,19 +268,11 @@ class Limiter:
             if is_plain(key):
                 raise  # else it cannot be looked up, as an array of one number
 
-    def _known(self, key: tuple[Any, ...]) -> Any:
-        try:
-            return self._calls.get(key)
-        except Exception:
-            if is_plain(key):
-                raise
-            return None  # something that cannot be looked up, as an array of one number
-
     def _call_of(self, costs: Mapping[str, Any]) -> Call:
         """The call of these costs, none of which is a function."""
         key = (*costs.items(),)[0] if len(costs) == 1 else (*costs.items(),)
         plain = RESERVED.isdisjoint(costs)  # else the key is that of another call: `limiter(flow="alice")`
-        call: Call | None = (self._known(key) or self._of_one(key)) if plain else None
+        call: Call | None = (known_by(self._calls, key) or self._of_one(key)) if plain else None
         if call is None:
             if any(map(callable, costs.values())):
                 raise CostError("a cost may be a function of the call's arguments in a decorator only")

@@ -37,17 +37,22 @@ def remember(known: dict[Any, Any], cost: Any, made: Any) -> None:
     known[cost] = made
 
 
+def known_by(known: Any, cost: Any) -> Any:
+    """What is remembered for a cost; None: nothing, or it cannot be looked up, as an array of one number."""
+    try:
+        return known.get(cost)
+    except Exception:
+        if is_plain(cost):
+            raise
+        return None
+
+
 def charge_of(
     known: dict[Any, Charge], cost: Mapping[str, float], make: Callable[[Mapping[str, float]], Charge]
 ) -> Charge:
     """The charge of a cost: one of those that are known, or a new one."""
     plain = RESERVED.isdisjoint(cost)  # else the key is that of another call: `per_user[key](flow="alice")`
-    try:
-        charge = known.get(cost_key(cost)) if plain else None
-    except Exception:
-        if is_plain((*cost.values(),)):
-            raise
-        charge = None  # something that cannot be looked up, as an array of one number
+    charge: Charge | None = known_by(known, cost_key(cost)) if plain else None
     if charge is None:
         charge = make(cost)
         if plain:
