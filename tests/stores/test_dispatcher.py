@@ -562,3 +562,36 @@ def test_a_fork_does_not_wait_for_the_network():
     """
     out, error = run(program)
     assert float(out[0]) < 30, error
+
+
+def test_a_start_that_is_cut_short_leaves_no_second_dispatcher(tmp_path, monkeypatch):
+    """Ctrl-C may strike when the thread has begun already, and nobody has noted that."""
+    before = set(threading.enumerate())
+    start = threading.Thread.start
+
+    def begun_and_interrupted(thread):
+        start(thread)
+        raise KeyboardInterrupt
+
+    def threads():
+        return set(threading.enumerate()) - before
+
+    with contextlib.closing(SQLiteStore(tmp_path / "x.db")) as store:
+        limiter = Limiter(requests=per_second(1e6), name="x", store=store)
+        # The lock is held, so the threads come no further than it before there are five.
+        with monkeypatch.context() as struck, store.dispatcher.lock:
+            struck.setattr(threading.Thread, "start", begun_and_interrupted)
+            for _ in range(5):
+                with pytest.raises(KeyboardInterrupt), limiter():
+                    pass
+        with limiter(max_wait=60) as permit:
+            assert permit.cost == {"requests": 1}
+        assert _until(lambda: len(threads()) == 1)
+    assert _until(lambda: not threads())
+
+
+def _until(true, seconds=60):
+    until = time.monotonic() + seconds
+    while not true() and time.monotonic() < until:
+        time.sleep(0.01)
+    return true()

@@ -483,3 +483,36 @@ def test_what_came_when_the_thread_could_not_be_started_is_written_all_the_same(
         assert kept.flush(60) if end == "flush" else kept.close() is None
         assert kept.statistics().pending == 0
         assert users(kept.path) == ["alice"]
+
+
+def test_a_start_that_is_cut_short_leaves_no_second_writer(tmp_path, monkeypatch):
+    """Ctrl-C may strike when the thread has begun already, and nobody has noted that."""
+    before = set(threading.enumerate())
+    start = threading.Thread.start
+
+    def begun_and_interrupted(thread):
+        start(thread)
+        raise KeyboardInterrupt
+
+    def writers():
+        return set(threading.enumerate()) - before
+
+    with Ledger(tmp_path / "usage.db") as kept:
+        # The lock is held, so the threads come no further than it before there are five.
+        with monkeypatch.context() as struck, kept._writer._starting:
+            struck.setattr(ledgers.threading.Thread, "start", begun_and_interrupted)
+            for _ in range(5):
+                with pytest.raises(KeyboardInterrupt):
+                    kept(GRANTED)
+        kept(GRANTED)
+        assert kept.flush(60)
+        assert wait_until(lambda: len(writers()) == 1)
+        assert users(kept.path) == ["alice"] * 6
+    assert wait_until(lambda: not writers())
+
+
+def wait_until(true, seconds=60):
+    until = time.monotonic() + seconds
+    while not true() and time.monotonic() < until:
+        time.sleep(0.01)
+    return true()

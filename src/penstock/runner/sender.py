@@ -188,8 +188,8 @@ class _Open:
         self._has_ended = False
         started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
         self._thread = threading.Thread(target=self._run, args=(started,), name="penstock sender", daemon=True)
-        self._thread.start()
         try:
+            self._thread.start()
             self._loop, self._end = started.result()
         except BaseException:  # such as Ctrl-C: nobody will know of the thread
             started.add_done_callback(_end_at_once)

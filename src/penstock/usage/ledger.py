@@ -213,7 +213,8 @@ class _Writer:
     Attributes:
         queue: (moment, event) of what happened, and markers. `SimpleQueue.put` may be interrupted by itself, as by a
             signal handler.
-        thread: What writes; None: nothing was heard since the last `close`.
+        thread: What writes, one at a time; None: nothing was heard since the last `close`. Set by the thread itself
+            too, for a signal handler may raise as it is started.
         drops: Gives one number for each event that is dropped: one step, which no signal handler can interrupt.
     """
 
@@ -265,9 +266,10 @@ class _Writer:
                 self._is_starting = True
                 thread = threading.Thread(target=self._run, name=f"penstock ledger {self.path.name}", daemon=True)
                 self._hurry.clear()
+                atexit.unregister(self._at_exit)
+                atexit.register(self._at_exit)
                 thread.start()
                 self.thread = thread
-                atexit.register(self._at_exit)
             except RuntimeError as error:
                 if "shutdown" in str(error):  # the interpreter ends: no call waits any more
                     self._work([])
@@ -277,7 +279,11 @@ class _Writer:
                 self._is_starting = False
 
     def _run(self) -> None:
-        """Write until a marker says that it is over."""
+        """Write until a marker says that it is over, unless another thread does."""
+        with self._starting:
+            if self.thread not in (None, threading.current_thread()):
+                return
+            self.thread = threading.current_thread()
         markers: list[_Marker] = []
         while True:
             first = None if self._is_behind else self.queue.get()

@@ -192,6 +192,17 @@ class Dispatcher:
 
     # The thread
 
+    def begin(self) -> bool:
+        """Be the dispatcher's thread. False: another one is.
+
+        A signal handler may have raised as it was started, before that was noted.
+        """
+        with self.lock:
+            if self._thread not in (None, threading.current_thread()):
+                return False
+            self._thread = threading.current_thread()
+            return True
+
     def prepare(self) -> None:
         """Get to know the store. What is wrong with it will be said to the callers that ask."""
         inbox = self._inbox
@@ -491,7 +502,7 @@ def _tell_all(hook: Callable[[Any], object], events: list[Any], before: threadin
 def _serve(dispatcher_ref: ref[Dispatcher], inbox: Inbox) -> None:
     """The thread of a dispatcher. Holds it while there is something to do, and not while it waits."""
     dispatcher = dispatcher_ref()
-    if dispatcher is None:
+    if dispatcher is None or not dispatcher.begin():
         return
     requests: list[SharedRequest] = []
     messages: list[Any] = []
