@@ -184,26 +184,29 @@ class Keyed:
         return len(self._keys)
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class _Decorator:
     """What `per_user(key=..., tokens=...)` is: a decorator, and a layer of pipelines."""
 
-    __slots__ = ("_given",)
+    _keyed: Keyed
+    _key: Callable[..., Hashable]
+    _costs: Mapping[str, Any]
+    _settle: Callable[[Any], Mapping[str, float]] | None
+    _options: dict[str, Any]
 
     _penstock_kind = "limiter"
 
-    def __init__(self, *given: Any) -> None:
-        self._given = given
-
     def __call__(self, function: F, /) -> F:
-        keyed, key, amounts, settle, terms = self._given
-        return decorated(
-            function, lambda of, costs: keyed[of]._call_of(costs), amounts, settle, terms, keyed._name, key
-        )
+        keyed = self._keyed
+
+        def call_of(key: Hashable, costs: Mapping[str, float]) -> Call:
+            return keyed[key]._call_of(costs)
+
+        return decorated(function, call_of, self._costs, self._settle, self._options, keyed._name, self._key)
 
     def __repr__(self) -> str:
-        keyed, key, amounts, settle, terms = self._given
-        options = {"settle": settle, **{name: value or None for name, value in terms.items()}}
-        return show_call(repr(keyed), amounts, {"key": key, **options})
+        options = {name: value or None for name, value in self._options.items()}
+        return show_call(repr(self._keyed), self._costs, {"key": self._key, "settle": self._settle, **options})
 
 
 def _made_again(recipe: dict[str, Any]) -> Keyed:

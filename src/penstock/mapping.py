@@ -202,17 +202,14 @@ class Results(OfThisProcess, AsyncIterator[Result_co]):
         self._state.abandon()
 
 
+@dataclass(slots=True, eq=False)
 class _ItemCall:
     """The call for one item: running, then a result in the queue."""
 
-    __slots__ = ("done", "state", "task", "value")
-
-    task: tasks.OwnedTask
-    value: Any
-
-    def __init__(self, state: _AmapState) -> None:
-        self.state = state
-        self.done = False
+    state: _AmapState
+    task: tasks.OwnedTask = field(init=False)
+    value: Any = None
+    done: bool = False
 
     def landed(self, value: Any, error: BaseException | None) -> None:
         state = self.state

@@ -13,6 +13,7 @@ be exceeded when many calls that have waited go at once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
@@ -56,14 +57,12 @@ class _MixedRequest(Request):
         self.of_store: Request | None = None
 
 
+@dataclass(slots=True, eq=False)
 class _BothGrants:
     """The receipts of a grant: what was granted here, and by the store."""
 
-    __slots__ = ("local", "shared")
-
-    def __init__(self, local: Grant, shared: Grant) -> None:
-        self.local = local
-        self.shared = shared
+    local: Grant
+    shared: Grant
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         """(meter, receipt) of what was granted here."""

@@ -178,16 +178,14 @@ class CallerQueue:
         self.open.start()
 
 
+@dataclass(slots=True, eq=False)
 class BatchTask:
     """One call of `send`: its task and, once it has taken them, its callers."""
 
-    __slots__ = ("callers", "parker", "queue", "task")
-
-    def __init__(self, queue: CallerQueue, callers: list[WaitingCaller] | None = None) -> None:
-        self.queue = queue
-        self.callers = callers  # None while it is open
-        self.parker: parking.Parker | None = None
-        self.task: tasks.OwnedTask | None = None
+    queue: CallerQueue
+    callers: list[WaitingCaller] | None = None  # None while it is open
+    parker: parking.Parker | None = None
+    task: tasks.OwnedTask | None = None
 
     def start(self) -> None:
         self.task = tasks.start(self._run, landed=self._landed)

@@ -22,7 +22,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from operator import length_hint
 from pathlib import Path
@@ -195,14 +195,12 @@ _UPDATE = (
 )
 
 
+@dataclass(slots=True, eq=False)
 class _Marker:
     """Stands in the queue behind what is to be written before `done` is set; with `ends`, the thread ends there."""
 
-    __slots__ = ("done", "ends")
-
-    def __init__(self, *, ends: bool) -> None:
-        self.done = threading.Event()
-        self.ends = ends
+    ends: bool
+    done: threading.Event = field(default_factory=threading.Event)
 
 
 class _Writer:

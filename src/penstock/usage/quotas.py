@@ -18,7 +18,7 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Self, get_args
 
 from anyio import to_thread
@@ -421,15 +421,13 @@ class _User(NamedTuple):
         return 0 <= now - self.read_at < _LOOK_AGAIN and now < self.changes_at
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class _Charge:
     """What `quotas(user, ...)` is. Each time it is entered a call is charged."""
 
-    __slots__ = ("_cost", "_quotas", "_user")
-
-    def __init__(self, quotas: Quotas, user: str, cost: dict[str, Number]) -> None:
-        self._quotas = quotas
-        self._user = user
-        self._cost: dict[str, Any] = cost
+    _quotas: Quotas
+    _user: str
+    _cost: dict[str, Any]
 
     async def __aenter__(self) -> Permit:
         quotas, user = self._quotas, self._user

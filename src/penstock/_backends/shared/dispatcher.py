@@ -18,6 +18,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from weakref import WeakSet, finalize, ref
@@ -460,14 +461,12 @@ class Dispatcher:
                 self.scheduler.on_terms(limit_set, found[-1] if found else None, clock.now())
 
 
+@dataclass(slots=True, eq=False)
 class _Announced:
     """A message: another process has changed something, or given it back. It begins no thread anew, as others do."""
 
-    __slots__ = ("_name", "_seconds")
-
-    def __init__(self, name: str, seconds: float) -> None:
-        self._name = name
-        self._seconds = seconds
+    _name: str
+    _seconds: float
 
     def __call__(self, scheduler: Scheduler, _: float) -> None:
         if self._seconds > 0:
@@ -478,14 +477,12 @@ class _Announced:
             scheduler.on_announced(self._name)
 
 
+@dataclass(slots=True, eq=False)
 class _Stop:
     """A message: the thread is to end. `moment`: when that was said."""
 
-    __slots__ = ("_dispatcher", "moment")
-
-    def __init__(self, dispatcher: Dispatcher, moment: float) -> None:
-        self._dispatcher = dispatcher
-        self.moment = moment
+    _dispatcher: Dispatcher
+    moment: float
 
     def __call__(self, _: Scheduler, now: float) -> None:
         self._dispatcher.on_stop(now)
