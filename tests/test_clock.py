@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import time_machine
 from freezegun import freeze_time
 
 from penstock import AttemptTimeout, Batcher, Limiter, RateLimited, Retry, calendar, clock, constant, hedge, timeout
+from penstock.stores import MemoryStore, SQLiteStore
 
 
 @pytest.fixture(params=["freezegun", "a patch"])
@@ -159,6 +161,42 @@ def test_time_machine_moves_the_calendar_and_no_wait():
         with pytest.raises(RateLimited) as caught:
             daily.acquire_nowait()
         assert caught.value.retry_after == pytest.approx(12 * 3600, abs=60)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request, tmp_path):
+    if request.param == "memory":
+        yield MemoryStore()
+    else:
+        with contextlib.closing(SQLiteStore(tmp_path / "x.db")) as made:
+            yield made
+
+
+def test_a_calendar_that_stands_still_holds_up_nobody_else_and_answers_in_time(store):
+    """Time-machine can stop the calendar: what waits for it waits for that, and no longer than `max_wait`."""
+    limiter = Limiter(requests=calendar(1, "minute"), name="minutes", store=store)
+    other = Limiter(requests="1/s", name="other", store=store)
+    got = []
+
+    def wait():
+        with limiter():
+            got.append("a minute later")
+
+    waiter = threading.Thread(target=wait, daemon=True)
+    with time_machine.travel("2026-01-01T12:00:59.9Z", tick=False) as travel:
+        with limiter(max_wait=30):
+            pass
+        waiter.start()
+        used = time.process_time()
+        with pytest.raises(RateLimited, match="requests"), limiter(max_wait=0.5):
+            pass
+        with other(max_wait=30):
+            pass
+        assert time.process_time() - used < 0.4, "they wait, and do not ask again and again"
+        assert got == []
+        travel.shift(60)
+        waiter.join(60)
+        assert got == ["a minute later"]
 
 
 def test_virtual_time_works_while_time_is_frozen(virtual_time):
