@@ -18,6 +18,8 @@ from penstock._interruptions import is_an_interruption
 from penstock._numbers import read_seconds
 from penstock._stated_times import asked_by
 
+_CAUSE: Any = BaseException.__cause__  # read by way of the class: a subclass may have a property of that name
+
 
 def retry_after(exception: BaseException | None) -> float | None:
     """Return how many seconds the server asked to wait, or None if it did not say.
@@ -27,11 +29,23 @@ def retry_after(exception: BaseException | None) -> float | None:
     A moment is compared with the `Date` header of the same response, so that a wrong clock on either side does no harm.
     Names of headers are found in any case. Of an exception group it is the longest wait of its leaves.
 
+    Where the exception says nothing, what it was raised `from` is asked: an error of yours may wrap an SDK's. An error
+    that was merely handled meanwhile is not.
+
     Past moments are 0. A value that is infinite, negative or no number gives None. So do headers of a response that
     succeeded (2xx): some servers send them there without meaning it. A property that raises counts as absent.
     """
-    if exception is None:
-        return None
+    seen: set[int] = set()
+    while exception is not None and id(exception) not in seen:
+        asked = _of_itself(exception)
+        if asked is not None:
+            return asked
+        seen.add(id(exception))
+        exception = _CAUSE.__get__(exception)
+    return None
+
+
+def _of_itself(exception: BaseException) -> float | None:
     try:
         return _asked_by(exception)
     except BaseException as raised:  # whatever an object of the user's raises while we read it

@@ -47,12 +47,14 @@ def asked_by(headers: Mapping[str, Any], *, wall: float) -> float | None:
     against the response's own `Date`, so a wrong clock of ours does no harm; those that are past are 0. Of several,
     which come from several proxies, the longest counts: all are to be waited for.
 
+    A number beyond all floats is as long as a number of seconds can be.
+
     Args:
         headers: Names in any case.
         wall: Now, in seconds since 1970, for responses without a `Date`.
     """
     found = by_lower_name(headers)
-    milliseconds = number_in(found.get("retry-after-ms", ""))
+    milliseconds = _number_or_most(found.get("retry-after-ms", ""))
     if milliseconds is not None:
         return milliseconds / 1_000
     sent = http_date_in(found.get("date", ""))
@@ -62,9 +64,15 @@ def asked_by(headers: Mapping[str, Any], *, wall: float) -> float | None:
     return max((seconds for seconds in asked if seconds is not None), default=None)
 
 
+def _number_or_most(text: str) -> float | None:
+    """A number of 0 or more; `EPOCH` where it is beyond all floats."""
+    number = number_in(text)
+    return EPOCH if number is None and NUMBER.fullmatch(text.strip()) else number
+
+
 def _asked(text: str, since: float) -> float | None:
-    seconds = number_in(text)
-    if seconds is not None and seconds < EPOCH:
+    seconds = _number_or_most(text)
+    if seconds is not None and seconds <= EPOCH:
         return seconds
     worded = _SECONDS.fullmatch(text.strip())
     if worded is not None:

@@ -88,7 +88,9 @@ class Asked(Exception):  # noqa: N818
         ),
         pytest.param({"retry-after": "Fri May  1 12:00:20 2026"}, 20, id="the old form of a date"),
         pytest.param({"retry-after": b"4"}, 4, id="bytes"),
-        pytest.param({"retry-after": 10**400}, None, id="a number that is too large"),
+        pytest.param({"retry-after": 10**400}, None, id="more digits than are read"),
+        pytest.param({"retry-after": "1e400"}, 1e9, id="beyond all floats"),
+        pytest.param({"retry-after-ms": "1e400"}, 1e6, id="milliseconds beyond all floats"),
         pytest.param(
             {"retry-after": "Fri, 31 Dec 99999999999999999999 23:59:59 GMT"}, None, id="a year that is too large"
         ),
@@ -107,6 +109,38 @@ class Asked(Exception):  # noqa: N818
 def test_headers_are_read(headers, seconds):
     with manual_clock(NOON):
         assert retry_after(HTTPError(headers)) == seconds
+
+
+def wrapped(error, how):
+    """A user's error around another: raised from it, or while it was handled."""
+    try:
+        try:
+            raise error
+        except Exception as inner:
+            if how == "from":
+                raise ValueError("mine") from inner
+            if how == "from None":
+                raise ValueError("mine") from None
+            raise ValueError("mine")  # noqa: B904 - that is the case
+    except ValueError as outer:
+        return outer
+
+
+@pytest.mark.parametrize(("how", "seconds"), [("from", 7), ("from None", None), ("while handled", None)])
+def test_an_error_that_wraps_another_has_its_hint(how, seconds):
+    assert retry_after(wrapped(Asked(7), how)) == seconds
+    assert retry_after(wrapped(wrapped(HTTPError({"retry-after": "7"}), how), how)) == seconds
+    assert retry_after(ExceptionGroup("several", [wrapped(Asked(7), how), OSError()])) == seconds
+
+
+def test_an_errors_own_hint_goes_before_that_of_its_cause():
+    own = Asked(3)
+    own.__cause__ = Asked(7)
+    assert retry_after(own) == 3
+    own = Asked(None)
+    own.__cause__, own.args = OSError(), ()
+    own.__cause__.__cause__ = own
+    assert retry_after(own) is None, "causes in a circle"
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ class Retry(RetrySettings):
     Args:
         on: Which errors are worth another attempt; there is no default. Exception types, or a function of the error
             that returns False (give up), True (retry) or a span of time (retry after exactly that, or after the
-            server's hint if that is longer). An exception group is retried only if every exception in it would be.
+            server's hint if that is longer). It sees the error that was raised, not what that was raised `from`. An
+            exception group is retried only if every exception in it would be.
         attempts: How many attempts there are at most, the first included, 1 or more; None for any number.
         within: The time from the start of the call after which no attempt starts, and which no wait passes; above 0,
             None for no bound. It does not cut a running attempt: `attempt_timeout` does.
