@@ -309,9 +309,55 @@ def test_results_that_somebody_changed_are_not_put_in_order_either(out, edit, or
         "results of others": whole + whole.replace(b'"a"', b'"other"'),
     }[edit]
     out.write_bytes(content)
-    with pytest.raises(OutputError, match=r"was changed since the last run"):
+    way_out = "1 answer that" if edit == "results of others" else "was changed since the last run"
+    with pytest.raises(OutputError, match=way_out):
         opened(out, order=order)
     assert out.read_bytes() == content
+
+
+@pytest.mark.parametrize("order", ["completed", "input"])
+@pytest.mark.parametrize("lost", [None, b'"custom_id":"a"'])
+def test_the_way_out_of_a_journal_that_is_older_than_the_results_loses_no_answer(out, order, lost):
+    """It is a copy of last week, or was cut: the results would not be "written again as they were"."""
+    journal = journal_of(out)
+    with opened(out, order="input") as results:
+        results.answer(row("a", 1), 200, None, b"{}")
+        results.finish()
+    older = journal.read_bytes()
+    with opened(out, order="input") as results:
+        for line, name in enumerate("bc", 2):
+            results.answer(row(name, line), 200, None, b"{}")
+        results.known(row("a", 1))
+        results.finish()
+    journal.write_bytes(older)
+    kept = [line for line in out.read_bytes().splitlines(keepends=True) if lost is None or lost not in line]
+    out.write_bytes(b"".join(kept))
+    with pytest.raises(OutputError) as caught:
+        opened(out, order=order)
+    lacks = ", which then are 1 answer less, those that only out.jsonl.journal has" if lost else ""
+    assert str(caught.value) == (
+        f"{out} holds 2 answers that out.jsonl.journal does not: move out.jsonl.journal away, and the answers in "
+        f"out.jsonl count instead{lacks}; or --overwrite to start over"
+    )
+    journal.unlink()
+    with opened(out, order=order) as results:
+        assert results.found == len(kept)
+
+
+@pytest.mark.parametrize("order", ["completed", "input"])
+def test_a_row_whose_answer_the_results_hold_was_not_under_way(out, order):
+    """Its record in the journal was lost: what became of the row is known all the same."""
+    with opened(out) as results:
+        for name in "ab":
+            results.sent(row(name), 1)
+            results.answer(row(name), 200, None, b"{}")
+        results.sent(row("c"), 1)
+    journal = journal_of(out).read_bytes()
+    journal_of(out).write_bytes(b"".join(line for line in journal.splitlines(keepends=True) if b'"done"' not in line))
+    for _ in range(2):
+        with opened(out, order=order) as results:
+            assert (results.found, results.ambiguous) == (2, 1)
+            assert [results.may_be_billed(row(name)) for name in "abc"] == [False, False, True]
 
 
 @pytest.mark.parametrize("looked_at", [agreement._LAST, 50], ids=["short", "longer than what is looked at"])

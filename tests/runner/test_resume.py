@@ -323,6 +323,22 @@ async def test_rows_that_were_under_way_when_a_run_was_killed_are_sent_again_and
             assert {error["error"]["code"] for error in this.errors()} == ({"ambiguous"} if policy == "fail" else set())
 
 
+async def test_rows_that_were_under_way_are_known_when_they_are_only_written_differently(tmp_path):
+    """Which a program does that writes the file again: with other blanks, fields in another order, other escapes."""
+    rows = [chat(number) for number in range(20)]
+    with prepared(tmp_path, rows, Service()) as this:
+        sent = [read_row(number, json.dumps(row).encode(), by_bytes) for number, row in enumerate(rows, 1)]
+        for row in sent:
+            this.all_results.sent(row, 1)
+    again = [json.dumps(dict(reversed(row.items())), separators=(" ,", ": ")).encode() + b"\n" for row in rows]
+    for policy in ("fail", "rerun"):
+        service = Service(answer=lambda _: (200, {}, ANSWER))
+        with prepared(tmp_path, again, service, on_ambiguous=policy) as this:
+            this.examine()
+            await this.run()
+            assert len(service.asked) == this.summary()["possibly_billed_twice"] == (20 if policy == "rerun" else 0)
+
+
 @pytest.mark.parametrize("corrected", ["row", "model", "line"])
 async def test_rows_that_failed_are_done_alone_after_they_were_corrected(tmp_path, corrected):
     """Which is what one does with them: in the file, by an option, or where the line was no JSON at all."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from penstock._numbers import number_of
 from penstock.runner.files import Appended, OutputError
 from penstock.runner.journal import Journal
 from penstock.runner.source import Row, custom_id_digest, load_json
@@ -178,9 +179,19 @@ class JournalAgreement:
             self._journal.adopt(row, line + b"\n")
 
     def _foreign_change(self) -> OutputError:
+        out, journal, answered = self._out.path, self._journal.path.name, self._journal.answered
+        rows = [row for _, line, _ in _lines_from(self._out, 0) if (row := _result_row(line)) is not None]
+        places = set(map(answered.find, rows))
+        more, less = sum(answered.find(row) is None for row in rows), len(answered) - len(places - {None})
+        if not more:
+            return OutputError(
+                f"{out} was changed since the last run, so that it does not match {journal}: "
+                "move it away, and it is written again as it was; or --overwrite to start over"
+            )
+        lacks = f", which then are {number_of(less, 'answer')} less, those that only {journal} has" if less else ""
         return OutputError(
-            f"{self._out.path} was changed since the last run, so that it does not match {self._journal.path.name}: "
-            "move it away, and it is written again as it was; or --overwrite to start over"
+            f"{out} holds {number_of(more, 'answer')} that {journal} does not: move {journal} away, and the answers in "
+            f"{out.name} count instead{lacks}; or --overwrite to start over"
         )
 
 

@@ -48,6 +48,9 @@ SYNC_EVERY = 0.1
 
 HEAD = b'{"journal":"penstock","version":2}\n'
 _KEYS = slice(9, 57)
+_ASKED = slice(25, 57)
+"""Of the keys those that stay when the line is only written differently: of the custom_id, and of what is asked."""
+
 _RESULT = 58 + len(b',"result":')
 """Where the result begins in a record of what is done."""
 
@@ -195,7 +198,7 @@ class Journal:
 
     Attributes:
         answered: The rows with an answer that earlier runs left.
-        open: Lines that were sent and of which nothing more is known: they may have been billed.
+        open: Keys of rows that were sent and of which nothing more is known: they may have been billed.
         failed: Names of the rows that were given up by a run, or are open; of a line that could not be read, `line-N`.
         repaired: Bytes of a torn last record that were taken off.
         damaged: Records that were not whole any more, and were taken out. The file as it was is kept beside it
@@ -288,6 +291,7 @@ class Journal:
     def adopt(self, row: Row, result: bytes) -> None:
         """Take over an answer that the results file holds and the journal does not."""
         at = self.done(row, result)
+        self.open.discard(row.key)
         if self.offsets is not None:
             self.offsets.put([(self.answered.places, at)])
         self.answered.extend(binascii.unhexlify(row.keys))
@@ -297,8 +301,12 @@ class Journal:
         self._add(b'{"over":"%b"' % row.keys)
 
     def fail(self, row: Row | Rejected, code: str) -> None:
-        """Write down that a row was given up."""
-        self._add(b'{"fail":"%b","code":"%b"' % (row.keys, code.encode("ascii", "replace")[:100]))
+        """Write down that a row was given up.
+
+        How an ambiguous row ended stays open; and so does the end of the row which a duplicate has all its keys from.
+        """
+        if code not in {"ambiguous", "duplicate_custom_id"}:
+            self._add(b'{"fail":"%b","code":"%b"' % (row.keys, code.encode("ascii", "replace")[:100]))
 
     def drop(self, place: int) -> None:
         """Write down that an answer of an earlier run does not count any more."""
@@ -423,19 +431,19 @@ class Journal:
                 return False
             done = [line for line in lines if line[2] == _D and line[3] == _O]
             keys = [line[_KEYS] for line in done]
-            sent = [line[_KEYS] for line in lines if line[2] == _S]
+            sent = [line[_ASKED] for line in lines if line[2] == _S]
             self.answered.extend(unhex(b"".join(keys)))
             if done:
                 size += sum(map(len, done)) - (_RESULT + _CRC - 1) * len(done)
                 last = done[-1]
             if len(sent) + len(done) == len(lines):
                 open_.update(sent)
-                open_.difference_update(keys)
+                open_.difference_update([line[_ASKED] for line in done])
             else:
-                latest = {line[_KEYS]: line[2] for line in lines}  # of many records of a row, the last one counts
+                latest = {line[_ASKED]: line[2] for line in lines}  # of many records of a row, the last one counts
                 open_.difference_update([key for key, kind in latest.items() if kind != _S])
                 open_.update([key for key, kind in latest.items() if kind == _S])
-                failed.update(line[_KEYS] for line in lines if line[2:6] == b"fail")
+                failed.update(line[_ASKED] for line in lines if line[2:6] == b"fail")
                 place = self.answered.places - len(done)
                 for line in lines:
                     if line[2:7] == b"order":
@@ -451,8 +459,8 @@ class Journal:
                 self.offsets.put(enumerate(here, self.answered.places - len(here)))
                 at += sum(map(len, lines)) + len(lines)
         self.answered.drop_by_keys(dropped)
-        self.open = {int.from_bytes(unhex(key[:16]), "little") for key in open_}
-        self.failed = {int.from_bytes(unhex(key[16:32]), "little") for key in failed | open_}
+        self.open = {int.from_bytes(unhex(key[16:]), "little") for key in open_}
+        self.failed = {int.from_bytes(unhex(key[:16]), "little") for key in failed | open_}
         self.size, self.last = size, last[_RESULT:-_CRC] + b"\n" if last else b""
         return True
 

@@ -347,7 +347,7 @@ class _Yielded:
         return Known.BY_ANOTHER if answered.by_another(place) else Known.CHANGED
 
     def may_be_billed(self, row: Row) -> bool:
-        return self._journal is not None and row.raw in self._journal.open
+        return self._journal is not None and row.key in self._journal.open
 
     def sent(self, row: Row, attempt: int) -> None:
         if self._journal is not None:
@@ -367,7 +367,7 @@ class _Yielded:
             self._put(Result(row.line, row.custom_id, load_json(body), None, status_code, request_id))
 
     def fail(self, row: Row | Rejected, code: str, message: str, **more: Any) -> None:
-        if self._journal is not None and isinstance(row, Row) and code != "ambiguous":
+        if self._journal is not None and isinstance(row, Row):
             self._journal.fail(row, code)
         self._put(Result(row.line, row.custom_id, None, {"code": code, "message": message, **more}))
 

@@ -342,7 +342,7 @@ class Results:
 
     def may_be_billed(self, row: Row) -> bool:
         """Whether an earlier run sent this row and was ended before it knew the outcome."""
-        return self._journal is not None and row.raw in self._journal.open
+        return self._journal is not None and row.key in self._journal.open
 
     # ------------------------------------------------------------------------------------------------------------------
     # What happens
@@ -400,9 +400,7 @@ class Results:
         line = dump_json({"line": row.line, "custom_id": row.custom_id, "error": error})
         if isinstance(row, Row):
             self._under_way.discard(row.raw)
-        # How an ambiguous row ended stays open; and so does the end of the row which a duplicate has all its keys
-        # from.
-        if self._journal is not None and code not in {"ambiguous", "duplicate_custom_id"}:
+        if self._journal is not None:
             self._journal.fail(row, code)
         if self._errors_pipe is not None:
             self._errors_pipe.put(line + b"\n")
