@@ -179,6 +179,16 @@ def test_what_an_earlier_run_left_is_said(folder, capsys, name, change, answered
     assert f"penstock: {answered} rows are answered in out.jsonl already and are skipped" in err
 
 
+def test_in_the_order_of_the_input_answers_to_rows_that_went_are_in_the_journal(folder, capsys):
+    assert simulated("--quiet") == 0
+    (folder / "in.jsonl").write_bytes(b"".join((folder / "in.jsonl").read_bytes().splitlines(keepends=True)[5:]))
+    assert simulated("--order", "input") == 0
+    assert "out.jsonl.journal keeps 5 answers to rows that in.jsonl does not have" in capsys.readouterr().err
+    assert len(lines_of(folder / "out.jsonl")) == 15
+    assert simulated() == 0
+    assert len(lines_of(folder / "out.jsonl")) == 20
+
+
 def test_overwrite_begins_anew(folder):
     assert simulated() == 0
     assert simulated("--overwrite") == 0

@@ -126,6 +126,29 @@ def waiting_in(pipe):
     return struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0]
 
 
+def test_what_comes_back_after_a_reader_ended_is_in_the_journal(folder, monkeypatch):
+    """It is paid for, and with a journal the next run goes on from it."""
+    write(folder, range(400))
+    os.mkfifo(folder / "pipe")
+    reader = os.open(folder / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    with simulator.serve(Simulation(latency=Latency(median=0.5, sigma=0.1))) as server:
+        command = ["run", "in.jsonl", "--base-url", server.base_url, "--max-in-flight", "40", "--journal", "j"]
+        process = started(*command, "-o", "pipe", "--errors", "e")
+        wait_for(lambda: server.statistics().admitted >= 40 or process.poll() is not None)
+        os.close(reader)
+        assert process.wait(timeout=180) == 2
+        said = process.stdout.read() + process.stderr.read()
+        assert "Broken pipe" in said
+        assert " in doubt" not in said
+        process.stdout.close()
+        process.stderr.close()
+        before = server.statistics().answered
+        assert 40 <= before < 400
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        assert main([*command, "-o", "out.jsonl", "--errors", "e", "--quiet"]) == 0
+        assert count(folder / "out.jsonl") == server.statistics().admitted == 400
+
+
 def test_a_reader_that_stops_reading_does_not_keep_an_interrupt_away(folder):
     write(folder, range(2_000))
     process = started("run", "in.jsonl", "-o", "-", "--simulate", "--latency", "0.01")
@@ -193,6 +216,29 @@ def test_files_that_others_take_away_end_the_run_and_nothing_is_lost(folder, mon
             == 400
         )
         assert server.statistics().admitted <= 400 + 5
+
+
+@pytest.mark.parametrize("order", ["completed", "input"])
+@pytest.mark.parametrize("gone", ["files", "folder"])
+def test_answers_that_come_after_all_files_were_deleted_are_kept_too(folder, monkeypatch, gone, order):
+    """`rm results*`, or the folder: what was in flight was paid for, and the same command finds it."""
+    write(folder, range(400))
+    (folder / "sub").mkdir()
+    with simulator.serve(Simulation(latency=Latency(median=1.5, sigma=0.1))) as server:
+        command = ["run", "in.jsonl", "-o", "sub/out.jsonl", "--base-url", server.base_url, "--order", order]
+        process = started(*command, "--max-in-flight", "40")
+        wait_for(lambda: server.statistics().answered >= 40)
+        for file in (folder / "sub").iterdir():
+            file.unlink()
+        if gone == "folder":
+            (folder / "sub").rmdir()
+        said = process.communicate(timeout=180)[1]
+        assert process.returncode == 2
+        assert "out.jsonl.journal was deleted while this run was writing it" in said
+        assert 40 < server.statistics().answered < 400
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        assert main([*command, "--quiet"]) == 0
+        assert count(folder / "sub/out.jsonl") == server.statistics().admitted == 400
 
 
 def test_two_runs_that_share_a_stem_share_nothing(folder):

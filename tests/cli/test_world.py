@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -418,6 +419,24 @@ def test_a_disk_that_fills_up_is_said_and_the_next_run_goes_on(folder, monkeypat
         assert len(names_in(folder / files["-o"])) == 400
         summary = json.loads((folder / files["-o"]).with_name("out.summary.json").read_text())
         assert server.statistics().admitted - 400 <= summary["possibly_billed_twice"]
+
+
+def test_files_that_may_not_grow_any_more_end_the_run_while_answers_can_be_kept(folder, monkeypatch):
+    """`ulimit -f`, and it says that it is that."""
+    write(folder, range(400))
+    with simulator.serve(Simulation(latency=Latency(median=1.0, sigma=0.1))) as server:
+        command = ["run", "in.jsonl", "-o", "out.jsonl", "--base-url", server.base_url, "--max-in-flight", "20"]
+        most = (100_000, 100_000)
+        process = started(*command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, most))
+        said = process.communicate(timeout=180)[1]
+        assert process.returncode == 2
+        assert "out.jsonl.journal is nearly full (" in said
+        assert "kB are left by ulimit -f): 2" in said
+        before = server.statistics()
+        assert 20 <= before.admitted == before.answered == count(folder / "out.jsonl") < 400
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        assert main([*command, "--quiet"]) == 0
+        assert count(folder / "out.jsonl") == server.statistics().admitted == 400
 
 
 def test_a_disk_without_room_for_the_summary_is_said_and_every_answer_is_kept(folder, monkeypatch, capsys, mounted):

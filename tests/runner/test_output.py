@@ -44,6 +44,14 @@ def answered(out, *custom_ids):
     return out.read_bytes()
 
 
+def eventually(check):
+    """Ask again until it raises, or for a minute."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        check()
+        time.sleep(0.01)
+
+
 def test_a_result_is_a_line_of_the_batch_format(out):
     answered(out, "a", 7)
     first, second = (json.loads(line) for line in out.read_text().splitlines())
@@ -548,6 +556,25 @@ def test_results_go_once_to_where_others_opened_it(tmp_path, monkeypatch, kind, 
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["j"] + ["there"] * (kind == "file"))
     os.close(reading)
     os.close(writing)
+
+
+@pytest.mark.parametrize("order", ["completed", "input"])
+@pytest.mark.parametrize(("results_go", "kept"), [("into a file", True), ("into a pipe", False)])
+def test_answers_are_kept_although_nobody_reads_the_errors_any_more(out, results_go, kept, order):
+    """Those under way are waited for then."""
+    (end, into), (results_end, results_into) = os.pipe(), os.pipe()
+    os.close(end)
+    descriptor = None if kept else results_into
+    with opened(
+        out, errors_descriptor=into, descriptor=descriptor, order="completed" if not kept else order
+    ) as results:
+        results.fail(Rejected(1, None, "invalid_json", "it is none"), "invalid_json", "it is none")
+        with pytest.raises(OutputError, match="Broken pipe"):
+            eventually(results.check)
+        assert results.keeps == kept
+        results.answer(row("a"), 200, None, b"{}")
+    for descriptor in (into, results_end, results_into):
+        os.close(descriptor)
 
 
 def test_errors_may_go_to_a_pipe(out):

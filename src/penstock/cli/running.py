@@ -75,7 +75,7 @@ def carry_out(options: RunOptions) -> int:
         kept = {label: _kept(options, limits_of, server, stack) for label, server in servers.items()}
         asked = [server.name for server in servers.values()] or [SIMULATOR]
         results = stack.enter_context(_results(options, targets, asked))
-        _meet_earlier_runs(options, results, lines, tell)
+        _meet_earlier_runs(options, targets, results, lines, tell)
         if simulation is not None:
             address, headers = stack.enter_context(simulated(simulation)), {"authorization": "Bearer simulated"}
             servers, kept = {"": Server(address, headers, options.timeout, direct=True)}, {"": limits_of}
@@ -187,7 +187,9 @@ def _results(options: RunOptions, targets: Targets, asked: Collection[str]) -> I
         raise
 
 
-def _meet_earlier_runs(options: RunOptions, results: Results, lines: Lines, tell: Callable[[str], None]) -> None:
+def _meet_earlier_runs(
+    options: RunOptions, targets: Targets, results: Results, lines: Lines, tell: Callable[[str], None]
+) -> None:
     """Say what earlier runs left, and see which rows of the file they answered."""
     out = results.out_path
     if results.repaired:
@@ -225,7 +227,8 @@ def _meet_earlier_runs(options: RunOptions, results: Results, lines: Lines, tell
         tell(f"{number_of(still, 'row')} {are} answered in {out} already and {are} skipped; --overwrite starts over")
     if results.elsewhere:
         answers = number_of(results.elsewhere, "answer")
-        tell(f"{out} keeps {answers} to rows that {lines.name} does not have")
+        kept = (targets.journal if options.order == "input" else None) or out
+        tell(f"{kept} keeps {answers} to rows that {lines.name} does not have")
 
 
 def _settings(

@@ -28,7 +28,7 @@ from penstock.events import Answered, Reconfigured
 from penstock.llm.endpoints import RequestInFlight
 from penstock.runner import answers
 from penstock.runner.client import Lost, NotSent, Reply, Unreadable
-from penstock.runner.files import OutputError
+from penstock.runner.files import KeptError, OutputError
 from penstock.runner.formats import FormatError
 from penstock.runner.group import Group
 from penstock.runner.outage import ServerOutage
@@ -183,7 +183,7 @@ class Run:
             for work in self._works:
                 if not work.is_sending:  # what was sent may come back
                     work.scope.cancel()
-            if code == "output" and self._results.is_piped:
+            if code == "output" and not self._results.keeps:
                 self.abandon()  # nothing reads what comes back
             self._room.set()
             self._tell()
@@ -563,7 +563,10 @@ class Run:
         tell(Answered(None, model, row.cost, work.usage, work.waited, elapsed, status))
 
     def _answered(self, work: Work, reply: Reply, body: bytes) -> None:
-        self._results.answer(work.row, reply.status, reply.headers.get("x-request-id"), body)
+        try:
+            self._results.answer(work.row, reply.status, reply.headers.get("x-request-id"), body)
+        except KeptError as error:
+            self.stop("output", str(error))
         work.in_doubt = False
         self.counts.answered += 1
         self._pay(work, body)

@@ -21,6 +21,7 @@ from penstock.runner.system import BINARY, NO_LINKS, pread, try_lock
 
 __all__ = [
     "Appended",
+    "KeptError",
     "OutputError",
     "Pipe",
     "ReplacedError",
@@ -37,6 +38,10 @@ __all__ = [
 
 class OutputError(PenstockError):
     """A file cannot be written, or is not ours to write."""
+
+
+class KeptError(OutputError):
+    """A result cannot be written where it should go, and the journal has it."""
 
 
 class ReplacedError(OutputError):
@@ -131,7 +136,7 @@ class Appended:
     def check(self) -> None:
         """See that the file is still where it was opened.
 
-        One that was deleted is written there again, out of what is open.
+        One that was deleted is written there again, with its folder, out of what is open; what comes later goes there.
 
         Raises:
             ReplacedError: It was deleted, or something else has its name.
@@ -142,8 +147,9 @@ class Appended:
         try:
             there = self.path.stat()
         except FileNotFoundError:
-            self._restore()
-            raise ReplacedError(f"{self.path} was deleted while this run was writing it") from None
+            why = self._restore()
+            lost = f", and what it held is lost: it cannot be written again ({why})" if why else ""
+            raise ReplacedError(f"{self.path} was deleted while this run was writing it{lost}") from None
         except OSError as error:
             raise cannot_write(self.path, error) from None
         if not os.path.samestat(there, self.status):
@@ -151,16 +157,24 @@ class Appended:
         if there.st_size < self.size:
             raise ReplacedError(f"{self.path} was cut while this run was writing it")
 
-    def _restore(self) -> None:
+    def _restore(self) -> str:
+        """Write the file again, and go on there: what was sent is answered later. Why that is impossible, if it is."""
+        mode, flags = stat.S_IMODE(self.status.st_mode), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | BINARY
         try:
-            copy = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY, 0o666)
-        except OSError:
-            return  # its folder is gone too
-        with contextlib.suppress(OSError), os.fdopen(copy, "wb") as file:
-            at = 0
-            while chunk := pread(self.descriptor, 1 << 20, at):
-                file.write(chunk)
-                at += len(chunk)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            copy = os.open(self.path, flags, mode)
+            try:
+                at = 0
+                while chunk := pread(self.descriptor, 1 << 20, at):
+                    at += os.write(copy, chunk)
+                os.dup2(copy, self.descriptor, inheritable=False)
+            finally:
+                os.close(copy)
+        except OSError as error:
+            return error.strerror or str(error)
+        try_lock(self.descriptor)
+        self.status = os.fstat(self.descriptor)
+        return ""
 
     def sync(self) -> None:
         """Let the disk have all of it.

@@ -288,7 +288,7 @@ class _Yielded:
     def __init__(
         self, journal: Path | None, changed: Literal["rerun", "keep"] | None, stack: contextlib.ExitStack
     ) -> None:
-        self.is_piped = False
+        self.is_piped, self.keeps = False, True
         self.ended = False
         self._changed = changed
         self._ready: collections.deque[Result] = collections.deque()

@@ -26,6 +26,7 @@ from penstock._numbers import number_of
 from penstock.runner.agreement import JournalAgreement, check_adoptable
 from penstock.runner.files import (
     Appended,
+    KeptError,
     OutputError,
     Pipe,
     ReplacedError,
@@ -48,7 +49,7 @@ from penstock.runner.source import (
     unnamed_key,
 )
 from penstock.runner.spilled import NumberTable
-from penstock.runner.system import free_bytes, pread
+from penstock.runner.system import free_bytes, growth_left, pread
 
 __all__ = [
     "ERROR_BEGINNING",
@@ -229,8 +230,13 @@ class Results:
         return self._pipe is not None and self._pipe.waiting > BACKLOG
 
     @property
+    def keeps(self) -> bool:
+        """Whether an answer is kept although a pipe has no reader any more."""
+        return self._journal is not None or self._pipe is None
+
+    @property
     def is_piped(self) -> bool:
-        """Whether results go where no later run can go on from."""
+        """Whether results or errors go to another program."""
         return self._pipe is not None or self._errors_pipe is not None
 
     def examine(self, lines: Lines, read: Callable[[int, bytes | None], Row | Rejected], salt: bytes = b"") -> None:
@@ -371,17 +377,20 @@ class Results:
         """Write the result of a row, whose `body` is JSON on one line.
 
         Raises:
-            OutputError: The disk is full or gone. Nothing of the line is left in the file.
+            KeptError: The disk is full or gone, or the reader of a pipe; the journal has the answer.
+            OutputError: Nothing has it. Nothing of the line is left in the file.
         """
         line = result_line(row, status_code, request_id, body)
         self._under_way.discard(row.raw)
         self._answers, self._answer_bytes = self._answers + 1, self._answer_bytes + len(line)
-        if self._journal is not None:
-            at = self._journal.done(row, line)
-            if self._order == "input":  # last: without room for it the answer is kept all the same
+        at = 0 if self._journal is None else self._journal.done(row, line)
+        try:
+            if self._order == "input":
                 self._offsets.put([(row.line, at)])
-        if self._order == "completed":
-            (self._out.append if self._pipe is None else self._pipe.put)(line)
+            else:
+                (self._out.append if self._pipe is None else self._pipe.put)(line)
+        except OutputError as error:
+            raise (OutputError if self._journal is None else KeptError)(str(error)) from None
         self._wrote()
 
     def fail(self, row: Row | Rejected, code: str, message: str, **more: Any) -> None:
@@ -529,12 +538,14 @@ class Results:
             files.append((self._out.descriptor, self.out_path))
         devices = [os.fstat(file).st_dev for file, _ in files]
         for (file, path), device in zip(files, devices, strict=True):
-            left = free_bytes(file)
-            if left < needed * devices.count(device):
+            left, growth = free_bytes(file), growth_left(file)
+            if left < needed * devices.count(device) or growth < needed:
+                full = "the disk of " * (growth >= needed) + f"{path} is nearly full"
                 answers = number_of(len(self._under_way), "answer is", "answers are")
                 raise OutputError(
-                    f"the disk of {path} is nearly full ({left / 1024:,.0f} kB are left): {answers} under way, and the "
-                    "run ends here, so that they can be kept; make room, and the same command goes on"
+                    f"{full} ({min(left, growth) / 1024:,.0f} kB are left{' by ulimit -f' * (growth < needed)}): "
+                    f"{answers} under way, and the run ends here, so that they can be kept; make room, and the same "
+                    "command goes on"
                 )
 
     def _begin_errors(self, *, anything: bool) -> None:

@@ -73,6 +73,11 @@ class Sink(Protocol):
         ...
 
     @property
+    def keeps(self) -> bool:
+        """Whether answers are kept although something cannot be written any more."""
+        ...
+
+    @property
     def is_piped(self) -> bool:
         """Whether `finish` may wait for another program."""
         ...

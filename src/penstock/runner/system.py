@@ -36,6 +36,7 @@ __all__ = [
     "NO_LINKS",
     "ending_signals",
     "free_bytes",
+    "growth_left",
     "in_binary",
     "is_readable",
     "pread",
@@ -67,6 +68,16 @@ def free_bytes(file: int) -> float:
     except (AttributeError, OSError):  # Windows
         return math.inf
     return found.f_bavail * found.f_frsize if found.f_blocks else math.inf
+
+
+def growth_left(file: int) -> float:
+    """Bytes by which an open file may grow before it is as large as this process may write (`ulimit -f`)."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return math.inf
+    most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return math.inf if most == resource.RLIM_INFINITY else most - os.fstat(file).st_size
 
 
 def pread(file: int, size: int, at: int) -> bytes:
