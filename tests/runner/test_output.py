@@ -259,6 +259,34 @@ def test_results_in_the_order_of_the_input_are_where_they_were_and_nobody_else_m
     assert json.loads(real.read_text())["custom_id"] == "a"
 
 
+def test_what_a_kill_left_while_results_were_put_in_order_goes_with_the_next_run(out, monkeypatch):
+    """They may be as large as the results, and their names begin with a dot."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with opened(out, order="input") as results:
+        results.answer(row("a"), 200, None, b"{}")
+        monkeypatch.setattr(files.Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            results.finish()
+    monkeypatch.undo()
+    (left,) = set(out.parent.glob(".out.jsonl.*"))
+    assert left.stat().st_size > 0
+    others = [".out.jsonl.backup", ".out.jsonl.00112233445g", ".other.jsonl.001122334455", "out.jsonl.001122334455"]
+    for name in others:
+        (out.parent / name).write_text("{}")
+    (out.parent / ".out.jsonl.ffeeddccbbaa").write_text("dear diary")
+    being_written, descriptor = files.create_beside(out)
+    with opened(out, order="input") as results:
+        assert results.found == 1
+    assert not left.exists()
+    assert all((out.parent / name).exists() for name in [*others, ".out.jsonl.ffeeddccbbaa", being_written.name])
+    os.close(descriptor)
+    with opened(out, order="input"):
+        assert not being_written.exists()
+
+
 @pytest.mark.parametrize("order", ["completed", "input"])
 def test_results_whose_journal_is_gone_are_taken_over_in_every_order(out, order):
     """However long they are."""

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import queue
+import re
 import stat
 import threading
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ __all__ = [
     "create_beside",
     "is_special",
     "journal_of",
+    "remove_drafts",
     "truncate_at_last_line",
     "write_beside",
     "write_summary",
@@ -311,11 +313,30 @@ def create_beside(path: Path) -> tuple[Path, int]:
     while True:
         draft = path.with_name(f".{path.name[:100]}.{os.urandom(6).hex()}")
         try:
-            return draft, os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_LINKS | BINARY, _mode_of(path))
+            file = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_LINKS | BINARY, _mode_of(path))
+            try_lock(file)
+            return draft, file
         except FileExistsError:
             continue
         except OSError as error:
             raise cannot_write(path, error) from None
+
+
+def remove_drafts(path: Path) -> None:
+    """Remove what `create_beside` made for a file of ours, and a process that was killed there has left."""
+    name = re.compile(rf"\.{re.escape(path.name[:100])}\.[0-9a-f]{{12}}")
+    with contextlib.suppress(OSError):
+        for draft in path.parent.iterdir():
+            if not name.fullmatch(draft.name) or draft.is_symlink() or not draft.is_file():
+                continue
+            file = os.open(draft, os.O_RDONLY | NO_LINKS | BINARY)
+            try:
+                # One that begins otherwise is none of ours, and one that is locked is being written.
+                is_left = pread(file, 1, 0) in {b"", b"{", b"\0"} and try_lock(file)
+            finally:
+                os.close(file)
+            if is_left:
+                draft.unlink()
 
 
 def _mode_of(path: Path) -> int:

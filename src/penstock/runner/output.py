@@ -34,6 +34,7 @@ from penstock.runner.files import (
     cannot_write,
     create_beside,
     journal_of,
+    remove_drafts,
     write_summary,
 )
 from penstock.runner.journal import Journal, Syncer, result_line
@@ -194,6 +195,9 @@ class Results:
                 if self._journal.damaged:
                     self.damaged = self._journal.damaged, self._journal.damaged_path
                 if ours:
+                    if there:
+                        remove_drafts(out.resolve())
+                        remove_drafts(path)
                     self._agreement = JournalAgreement(self._out, self._journal, in_input_order=order == "input")
                     self._agreement.reach()
                     self.repaired, self.restored = self._agreement.repaired, self._agreement.restored
