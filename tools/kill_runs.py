@@ -8,7 +8,9 @@ input. Of each round it is shown that
 
 - every row has one answer, and it is the answer to that row;
 - a row reached the server a second time only if the run that sent it again had said that it may have been billed;
-- the server refused nothing: what was used before a kill counts after it.
+- the limits were kept over all restarts: by the server's ledger, and by what it refused, of which the table has the
+  number. A busy machine lets requests arrive in bunches, so one in a hundred may be refused. The ledger alone would
+  prove nothing: it is the server that keeps it.
 
 It takes about ten minutes, prints a table, and ends with 1 if any of this is not so. Instants are drawn from the seed;
 processes are not, so no two rounds are the same.
@@ -36,6 +38,13 @@ from penstock.simulator import Latency, Simulation, charge, excess, fingerprint
 
 PATIENCE = 1200.0
 """Seconds after which a run that was not killed should have ended."""
+
+
+REFUSED = 0.01
+"""The share of its requests that a server may refuse to runs that keep its limits.
+
+Runs that forgot what was used before a kill would be refused a burst after each: 30 × 50 of 20,000.
+"""
 
 
 class Round(NamedTuple):
@@ -199,7 +208,7 @@ def kill(kind: Round, count: int, seed: int) -> tuple[list[str], list[str]]:
     admitted, refused = statistics.admitted, sum(statistics.refused.values())
     if kills < kind.kills:
         killed.wrong.append(f"it ended after {kills} kills")
-    if refused:
+    if refused > REFUSED * admitted:
         killed.wrong.append(f"the server refused {refused} requests: {statistics.refused}")
     for limit in statistics.limits:
         charges = [(one.at_ns, 1 if limit.unit == "requests" else one.tokens) for one in statistics.admissions]
