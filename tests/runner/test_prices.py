@@ -83,7 +83,11 @@ def test_a_row_costs_at_most_what_it_allows(more, dollars):
         ("[]", "it is not an object: []"),
         ('{"models": null}', '"models" is not an object: null'),
         ('{"models": {"m": 7}}', "the price of 'm' is not an object: 7"),
-        ('{"models": {"m": {"inptu": 1}}}', "the price of 'm' has no \"input\""),
+        ('{"models": {"m": {"output": 1}}}', "the price of 'm' has no \"input\""),
+        (
+            '{"models": {"m": {"input": 1, "ouptut": 8}}}',
+            'the price of \'m\' has "ouptut": only "input" and "output" are known',
+        ),
         (
             '{"models": {"m": {"input": -1, "output": 2}}}',
             "the price of 'm' for \"input\" is -1, not a number of 0 or more",

@@ -121,6 +121,9 @@ class Prices:
 def _price(model: str, given: Any, per: float) -> Price:
     where = f"the price of {model!r}"
     price = _object(where, given)
+    unknown = sorted(price.keys() - {"input", "output"})
+    if unknown:  # a word that is wrong by a letter would make the answers free
+        raise ValueError(f'{where} has {_shown(unknown[0])}: only "input" and "output" are known')
     if "input" not in price:
         raise ValueError(f'{where} has no "input"')
     return Price(*(_number(f'{where} for "{name}"', price.get(name, 0)) / per for name in ("input", "output")))
