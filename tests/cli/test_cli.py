@@ -253,6 +253,8 @@ RUN = ["run", "in.jsonl", "-o", "out.jsonl"]
         (["run", "in.jsonl", "-o", "in.jsonl", "--simulate"], "FILE and -o are the same file: in.jsonl"),
         (["run", "in.jsonl", "-o", "./x/../in.jsonl", "--simulate"], "FILE and -o are the same file: "),
         ([*RUN, "--errors", "out.jsonl", "--simulate"], "-o and --errors are the same file: out.jsonl"),
+        (["run", "in.jsonl", "-o", "out.jsonl.gz", "--simulate"], "-o: out.jsonl.gz would not be compressed: "),
+        ([*RUN, "--errors", "e.zst", "--simulate"], "--errors: e.zst would not be compressed: "),
         ([*RUN, "--errors", "no/e.jsonl", "--simulate"], "cannot write no/e.jsonl: the folder no is not there"),
         (
             ["run", "in.jsonl", "-o", "/dev/null", "--simulate"],

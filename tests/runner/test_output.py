@@ -259,6 +259,31 @@ def test_results_in_the_order_of_the_input_are_where_they_were_and_nobody_else_m
     assert json.loads(real.read_text())["custom_id"] == "a"
 
 
+@pytest.mark.parametrize("instant", ["before", "after"])
+@pytest.mark.parametrize("order", ["completed", "input"])
+def test_a_kill_at_the_instant_at_which_results_are_in_order_is_no_change_by_others(out, monkeypatch, instant, order):
+    def killed(draft, path):
+        if instant == "after":
+            os.rename(draft, path)  # noqa: PTH104 - that one is this
+        raise KeyboardInterrupt
+
+    answered(out, "b", "a")
+    with opened(out, order="input") as results:
+        for line, name in enumerate("ab", 1):
+            results.known(row(name, line))
+        monkeypatch.setattr(files.Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            results.finish()
+    monkeypatch.undo()
+    with opened(out, order=order) as results:
+        assert results.found == 2
+        for line, name in enumerate("ab", 1):
+            results.known(row(name, line))
+        results.finish()
+    names = [json.loads(line)["custom_id"] for line in out.read_text().splitlines()]
+    assert names == (["a", "b"] if order == "input" else ["b", "a"])
+
+
 def test_what_a_kill_left_while_results_were_put_in_order_goes_with_the_next_run(out, monkeypatch):
     """They may be as large as the results, and their names begin with a dot."""
 

@@ -140,6 +140,12 @@ def check_files(
     for option, path in named.items():
         if path is not None:
             check_place(path, option)
+    for option, path in {"-o": out, "--errors": errors}.items():
+        if path is not None and path.suffix in _COMPRESSED:
+            raise Fault(
+                f"{option}: {path} would not be compressed: a run goes on from its files, so they are plain lines; "
+                f"leave {path.suffix} out, and compress them when the run is over"
+            )
     if out in _STDOUTS:
         if sys.stdout is None or (errors is None and sys.stderr is None):  # its number is another file's by now
             raise Fault(f"{out}: standard output is closed, or standard error, where the errors go: name files")
@@ -240,6 +246,7 @@ def refuse_live_batches(out: Path) -> None:
         )
 
 
+_COMPRESSED = frozenset({".gz", ".zst", ".bz2", ".xz"})
 _STDOUTS = frozenset({Path("-"), Path("/dev/stdout"), Path("/dev/fd/1")})
 _SPECIAL = frozenset({Path("/dev"), Path("/dev/fd")})
 """Folders of names for what was opened by others, regular files among them; no results are beside those."""

@@ -474,12 +474,13 @@ class Results:
                     file.writelines(self._in_order())
                     file.flush()
                     os.fsync(file.fileno())
+                # First: a run that was killed between the two would take the new file for one that somebody changed.
+                self._journal.ordered(b"input")
                 draft.replace(path)
             except (OSError, OutputError) as error:
                 with contextlib.suppress(OSError):
                     draft.unlink()
                 raise cannot_write(self.out_path, error) if isinstance(error, OSError) else error from None
-            self._journal.ordered(b"input")
 
     def close(self) -> None:
         """Let the disk have all of it, and close.
