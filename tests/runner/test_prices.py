@@ -85,8 +85,8 @@ def test_a_row_costs_at_most_what_it_allows(more, dollars):
         ('{"models": {"m": 7}}', "the price of 'm' is not an object: 7"),
         ('{"models": {"m": {"output": 1}}}', "the price of 'm' has no \"input\""),
         (
-            '{"models": {"m": {"input": 1, "ouptut": 8}}}',
-            'the price of \'m\' has "ouptut": only "input" and "output" are known',
+            '{"models": {"m": {"input": 1, "reply": 8}}}',
+            'the price of \'m\' has "reply": only "input" and "output" are known',
         ),
         (
             '{"models": {"m": {"input": -1, "output": 2}}}',

@@ -29,6 +29,7 @@ _FIGURES = {
     "lost": "lost answers",
     "possibly_billed_twice": "perhaps billed twice",
     "dollars": "dollars",
+    "unpriced": "attempts not priced",
     "makespan": "seconds",
     "optimum": "seconds at best",
     "efficiency": "of the optimum",
