@@ -216,3 +216,13 @@ def test_places_that_are_held_must_be_kept_as_they_are():
         places = Places(in_flight(4, ttl=ttl))
         places.charge(taken, 0.0)
         assert places.pack() == packed
+
+
+def test_what_no_permit_can_give_back_any_more_is_free_once_it_was_taken_away():
+    places = Places(in_flight(4))
+    lost, also_lost, held = (places.charge(amount, 0.0) for amount in (1, 2, 1))
+    places.orphans += [lost, also_lost]
+    places.free_orphans()
+    assert (places.level(0.0), places.orphans) == (3, [])
+    places.give_back(1, held, 0.0)
+    assert places.idle(0.0)

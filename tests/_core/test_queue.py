@@ -78,6 +78,21 @@ def test_a_waiter_is_alone_in_its_shape_until_another_comes(priority, flow):
     check_books(queue)
 
 
+def test_one_that_has_risen_to_others_is_alone_when_they_have_gone():
+    """Else its shape would sleep until there is enough for its own amount, though another asks for less."""
+    limit = Counted()
+    queue = Queue(10.0)
+    late, *others = (Waiter(((limit, 1.0),), priority) for priority in (0, 1, 1))
+    for waiter, moment in zip((late, *others), (0.0, 5.0, 5.0), strict=True):
+        queue.join(waiter, moment)
+    (shape,) = queue.shapes()
+    assert queue.first(10.0) is late
+    assert not shape.alone()
+    for waiter in others:
+        queue.leave(waiter)
+    assert shape.alone()
+
+
 def test_restored_waiters_age_as_if_they_had_never_left():
     limit = Counted()
     queue = Queue(10.0)
@@ -390,7 +405,7 @@ def test_a_call_that_comes_when_all_before_it_have_left_is_the_first_of_its_shap
 
 def test_a_call_that_has_not_joined_stands_nowhere():
     waiter = Waiter(())
-    assert (waiter.number, waiter.subqueue, waiter.flow) == (0, None, None)
+    assert (waiter.number, waiter.subqueue, waiter.flow, waiter.receipts) == (0, None, None, None)
 
 
 def test_a_flow_that_was_forgotten_while_its_call_was_out_is_known_again():

@@ -21,6 +21,7 @@ An idle bucket equals a new one: a full bucket can be forgotten with no loss of 
 from __future__ import annotations
 
 import math
+from collections import deque
 
 from penstock._core.meter import Meter
 from penstock._core.refunds import Refunds
@@ -57,7 +58,7 @@ class Bucket(Meter):
         self.offset = 0.0  # units given back, and what makes changes of the rate continuous
         self.rounding = 0.0  # what the last additions of fractions rounded away
         self.refunds: Refunds | None = None  # made when something is given back
-        self.heard: list[Receipt] | None = None  # by how much servers lowered the level, and `tat` after it
+        self.heard: deque[Receipt] | None = None  # by how much servers lowered the level, and `tat` after it
 
     def fresh(self) -> Bucket:
         """Another bucket for the same limit, with nothing used: the same as a new one, in a third of the time."""
@@ -204,9 +205,7 @@ class Bucket(Meter):
         if missing > 0:
             self.charge(missing, now)
             if self.heard is None:
-                self.heard = []
-            elif len(self.heard) >= _MOST_HEARD:
-                del self.heard[0]  # of calls that have been answered long ago
+                self.heard = deque(maxlen=_MOST_HEARD)  # what is older is of calls that were answered long ago
             self.heard.append((self.tat, missing))
 
 

@@ -44,26 +44,26 @@ class LimitsOfRows:
             self._what = [value for row in rows for value in row.what]
             self._entries = [value for row in rows for value in row.entries]
         pause = self._pause
-        self._epochs = [row.born for row, kinds in zip(rows, limits, strict=True) for _ in kinds]
         self._row_of = row_of = [number for number, kinds in enumerate(limits) for _ in kinds]
+        self._epochs = [rows[number].born for number in row_of]
         self._begin_of = list(accumulate([len(kinds) for kinds in limits], initial=0))
         # How far each bucket may fill up before a request has to wait; of anything else, and where there is a pause, it
         # is not that simple.
         self._free_until = [
             -1.0
             if kind != BUCKET or pause[limit] or rows[row_of[limit]].bookings
-            else second + 0.5e-6 * first + 1e-12 * second
+            else second + _forgiven(first, second)
             for limit, (kind, first, second, *_) in enumerate(flat)
         ]
 
     def written(self) -> tuple[list[bytes], list[float]]:
         """The rows as bytes, and the seconds for which each means something."""
         rows, keep = [], []
-        for row, kinds, begin in zip(self._rows, self._limits, self._begin_of, strict=False):
-            mine = slice(begin, begin + len(kinds))
+        for number, row in enumerate(self._rows):
+            mine = slice(*self._begin_of[number : number + 2])
             row.pause, row.last, row.used = self._pause[mine], self._last[mine], self._used[mine]
             row.what, row.entries = self._what[mine], self._entries[mine]
-            packed, seconds = write_row(row, self._now, kinds)
+            packed, seconds = write_row(row, self._now, self._limits[number])
             rows.append(packed)
             keep.append(seconds)
         return rows, keep
@@ -73,7 +73,7 @@ class LimitsOfRows:
         kind, first, second, third, _ = self._flat[limit]
         if kind == BUCKET:
             over = self._used[limit] + (min(amount, second) if third else amount) - second
-            return over / first if over > 0.5e-6 * first + 1e-12 * second else 0.0
+            return over / first if over > _forgiven(first, second) else 0.0
         if kind == CALENDAR:
             ends = self._what[limit]
             if self._now >= ends:
@@ -81,7 +81,7 @@ class LimitsOfRows:
             most, later = first * _ROUNDING - amount, self._entries[limit]
             if self._used[limit] <= most:
                 return 0.0
-            if later and ends < later[0][0] == third and later[0][2] > most:  # the next period is used up as well
+            if later and later[0][0] == third and later[0][2] > most:  # the next period is used up as well
                 ends = third
             return (ends - self._now) / 1e6
         log = self._entries[limit]
@@ -123,3 +123,8 @@ class LimitsOfRows:
         """What a bucket charged after the charge of that receipt, and was not given back."""
         back = sum([amount for of, _, amount in self._entries[limit] if of > receipt])
         return max(0.0, self._what[limit] - receipt - back)
+
+
+def _forgiven(rate: float, burst: float) -> float:
+    """Units by which a bucket may be over, as that is rounding."""
+    return 0.5e-6 * rate + 1e-12 * burst

@@ -276,11 +276,11 @@ class ShapeIndex:
                     self._set_alarm(sleepers, moment)
         return due
 
-    def sleep(self, shape: Shape, waiter: Waiter, state: Any) -> Sleepers | None:
+    def sleep(self, shape: Shape, waiter: Waiter, state: Any) -> Sleepers:
         """Let a shape sleep on a limit that excludes its head `waiter`; awake if no limit can be slept on (None)."""
         if state is None:
             shape.sleepers = self.awake
-            return None
+            return self.awake
         if shape.alone():
             shape.least = dict(waiter.charges)
         least = shape.least[state]

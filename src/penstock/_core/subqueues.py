@@ -5,6 +5,7 @@ Nothing here decides or reads a clock. See `queue` for the order.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import deque
 from collections.abc import Collection, Hashable, Iterable, Iterator
@@ -193,9 +194,8 @@ class Flow:
         self.tag = max(self.usage.values(), default=self.start)
 
     def twin(self) -> Flow:
-        twin = Flow(self.name, self.weight, self.start)
+        twin = copy.copy(self)
         twin.usage = dict(self.usage)
-        twin.tag = self.tag
         return twin
 
     def use(self, charges: Charges) -> None:
@@ -227,7 +227,7 @@ class Shape:
 
     def take_apart(self) -> None:
         """Let go of all: else levels and what they are made of refer to each other, and to waiters that are gone."""
-        self.order = []
+        self.order.clear()
         for level in self.levels.values():
             level.joined.clear()
             level.subqueues.clear()
@@ -235,8 +235,6 @@ class Shape:
 
     def alone(self) -> bool:
         """Whether one waiter is all there is."""
-        if len(self.levels) > 1:
-            return False
         subqueues = [subqueue for level in self.levels.values() for subqueue in level.subqueues.values()]
         return len(subqueues) == 1 and len(subqueues[0].run) + len(subqueues[0].strays) - subqueues[0].gone == 1
 

@@ -33,6 +33,8 @@ _SAME_MOMENT = 1e-8
 
 def _due(queue: Queue, waiter: Waiter, now: float) -> float:
     """When the waiter should have had its turn: `now`, unless the turn that `admit` announced comes late."""
+    if queue.due >= now:
+        return now
     due = max(queue.due, waiter.arrived)
     charges: Charges = waiter.charges
     for state, _ in charges:
@@ -100,7 +102,7 @@ def _admit_few(queue: Queue, now: float, grant: Grant) -> float:
     granted = False
     while heads:
         _, waiter = heappop(heads)
-        due = _due(queue, waiter, now) if queue.due < now else now
+        due = _due(queue, waiter, now)
         while True:  # one after another of this shape, as long as no other shape's head comes between
             charges: Charges = waiter.charges
             if blocked and when_ready(charges, now) <= now:
@@ -203,7 +205,7 @@ class _Turn:
         front = self._front()
         if self._again and (front is None or self._again[0][0] < front[0]):
             return heappop(self._again)[1]
-        assert front is not None, "there is one left"
+        assert front is not None  # there is one left
         subqueue = front[1]
         self._seen.add(subqueue.level.shape)
         return subqueue.first()
@@ -247,7 +249,7 @@ class _Turn:
             if self._unseen(sleepers) is not None:
                 if sleepers.state is None or not self._excluded(sleepers):
                     return True
-            elif sleepers.state is not None:
+            else:
                 # All its shapes were looked at, and tell it their amounts when they are put back.
                 sleepers.least = math.inf
             sleepers.open = False
@@ -271,13 +273,13 @@ class _Turn:
         now = self._now
         shape: Shape = waiter.subqueue.level.shape  # type: ignore[union-attr]  # it waits
         if shape.sleepers.state is None or shape.sleepers.open:
-            due = _due(queue, waiter, now) if queue.due < now else now
+            due = _due(queue, waiter, now)
             while True:
                 charges: Charges = waiter.charges
                 ready, excludes = self._what_excludes(charges)
                 receipts = waiter.receipts = charge_if_ready(charges, now, due) if ready else None
                 if receipts is None:
-                    self._sleep(shape, waiter, excludes)
+                    self._opened.add(self._index.sleep(shape, waiter, excludes))
                     break
                 due = now
                 self.granted = True
@@ -297,8 +299,7 @@ class _Turn:
         now, latest, last, ready = self._now, self._now, None, self._now
         for state, amount in charges:
             moment = max(state.meter.ready_at(amount, now), state.paused_until)
-            if moment > ready:
-                ready = moment
+            ready = max(ready, moment)
             if moment > latest and state.meter.predictable:
                 latest, last = moment, state
         if ready > now:
@@ -308,11 +309,6 @@ class _Turn:
         if delayed is None:
             return True, None
         return False, delayed if delayed.meter.predictable else None
-
-    def _sleep(self, shape: Shape, waiter: Waiter, state: LimitState | None) -> None:
-        sleepers = self._index.sleep(shape, waiter, state)
-        if sleepers is not None:
-            self._opened.add(sleepers)
 
     def _next_key(self, key: Key) -> Key:
         """The key of the next head that the turn has to look at; `key` if there is none."""

@@ -51,7 +51,7 @@ local function wait_of(limit, amount)  -- seconds until `amount` could be charge
     if now >= what[limit] then return 1e-6 end
     local most, ends, later = a * ROUNDING - amount, what[limit], entries[limit][1]
     if used[limit] <= most then return 0 end
-    if later and ends < later[1] and later[1] == third[limit] and later[3] > most then ends = later[1] end
+    if later and later[1] == third[limit] and later[3] > most then ends = later[1] end
     return (ends - now) / 1e6
   end
   local log = entries[limit]
