@@ -517,3 +517,18 @@ def test_whoever_comes_first_after_a_turn_goes_in_it():
         queue.join(waiter, 0.0)
     assert admit(queue, 0.0, lambda waiter, *_: granted.append(waiter)) == math.inf
     assert granted == [first, other]
+
+
+def test_a_place_that_came_back_without_a_word_is_found_by_the_turn_that_looks_at_all():
+    """Of many users, each with a limit of their own: a turn that is told of each change looks at no other."""
+    place, *users = slots_of([in_flight(1), *[Rate(1, 1.0)] * 40])
+    held = charge(((place, 1.0),), 0.0)
+    queue, granted = Queue(math.inf), []
+    for user in users:
+        queue.join(Waiter(((place, 1.0), (user, 1.0))), 0.0)
+    assert admit(queue, 0.0, lambda waiter, *_: granted.append(waiter.number)) == math.inf
+    give_back(((place, 1.0),), held, 1.0)
+    admit(queue, 1.0, lambda waiter, *_: granted.append(waiter.number), changed=False)
+    assert granted == []
+    admit(queue, 1.0, lambda waiter, *_: granted.append(waiter.number))
+    assert granted == [1]
