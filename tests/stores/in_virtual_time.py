@@ -21,16 +21,17 @@ class Rows:
     """What all processes share; a store that is made of it is one process.
 
     Attributes:
-        hears: Whether processes hear what others give back, as over Redis; or not, as over SQLite.
+        hears: Whether processes hear what others give back, as over Redis.
+        shows: Whether they see how the rows stand, as over SQLite.
     """
 
-    def __init__(self, *, hears):
-        self.hears = hears
+    def __init__(self, *, hears, shows=False):
+        self.hears, self.shows = hears, shows
         self.listeners = []
         self._rows, self._lock = {}, Lock()
 
     def store(self):
-        store = (_Telling if self.hears else RowsInMemory)(self._rows, self._lock)
+        store = (_Telling if self.hears else _Showing if self.shows else RowsInMemory)(self._rows, self._lock)
         store.all = self
         return store
 
@@ -49,6 +50,13 @@ class _Telling(RowsInMemory):
         for store, on_announced in self.all.listeners:
             if store is not self:
                 on_announced(name, seconds)
+
+
+class _Showing(RowsInMemory):
+    shows = True
+
+    def peek(self, name):
+        return self.rows.get(name)
 
 
 class _Messages:

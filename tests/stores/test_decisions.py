@@ -12,8 +12,21 @@ import pytest
 
 from penstock._core import entries
 from penstock._core.bookings import NEW
-from penstock._core.decision import decide, reshape
-from penstock._core.operations import ACQUIRE, BOOK, CHARGE, FLOW, GIVE_BACK, LOWER, PAUSE, RENEW, RESUME, SERIES
+from penstock._core.decision import decide, in_line, reshape
+from penstock._core.operations import (
+    ACQUIRE,
+    BOOK,
+    CHARGE,
+    FLOW,
+    GIVE_BACK,
+    IN_LINE,
+    LOWER,
+    PAUSE,
+    RANK,
+    RENEW,
+    RESUME,
+    SERIES,
+)
 from penstock._core.rows import BUCKET, CALENDAR, LOG, RENEWED, TIMED, WINDOW
 from tests.stores.admissions import excess_of_amounts
 
@@ -445,3 +458,57 @@ def test_never_more_than_promised_however_calls_reserve_cancel_settle_and_owe(se
         events = [(entry[0], entry[1][index]) for entry in admitted if entry[1][index]]
         if events:
             assert excess_of_amounts(events, per_second, burst) <= 1e-6 * per_second + 1e-9 * burst
+
+
+def test_a_row_shows_of_a_booking_for_places_whether_its_claim_would_be_granted():
+    """Requests of many priorities, ages, flows and amounts in line, while places end or are given back."""
+    counts = {True: 0, False: 0}
+    for seed in range(12):
+        rng = random.Random(seed)
+        book = Book((WINDOW, 4.0, rng.choice([0.2, 60.0]), TIMED, 0), rate(1000, 1000))
+        charged, line = [], {}
+        for number in range(1, 40):
+            book.now += rng.choice([0, 1e3, 2e4])
+            asked = _Asked(rng, float(number), book.now)
+            told = book.do(*asked.operations(NEW, book.now))
+            if told[0] < 0:
+                assert told[1] == IN_LINE
+                line[asked.number] = asked
+            else:
+                charged.append((asked.amount, told[1]))
+            if charged and rng.random() < 0.5:
+                amount, receipt = charged.pop(0)
+                book.do(GIVE_BACK, 1, 0, amount, book.epoch, receipt)
+            _compare(book, line, counts)
+            if line and rng.random() < 0.5:
+                asked = line.pop(rng.choice(list(line)))
+                told = book.do(*asked.operations(0.0, book.now))
+                if told[0] < 0:
+                    line[asked.number] = asked
+    assert min(counts.values()) > 100, counts
+
+
+class _Asked:
+    """What a request for places says of itself, each time that it asks."""
+
+    def __init__(self, rng, number, now):
+        self.number, self.since, self.amount = number, now, float(rng.randint(1, 3))
+        self.priority, self.waited = rng.choice([0.0, 0.0, 1.0]), rng.choice([0.0, 0.0, 40.0])
+        flow = [FLOW, rng.randint(10, 13), rng.choice([0.0, 1.0, 2.0]), 1, 0, 0]
+        self.flow = flow if rng.random() < 0.5 else [FLOW, 100 + number, 0.0, 1, 0, 0]
+
+    def operations(self, due, now):
+        age = self.waited + (now - self.since) / SECOND
+        words = [*self.flow, RANK, self.priority, age, 30.0, BOOK, self.number, due, 1e9]
+        return [*words, ACQUIRE, 0, 1, 2, 0, self.amount, 1, 1]
+
+
+def _compare(book, line, counts):
+    """What the row shows of each that is in line, with what a claim would be told now."""
+    for asked, shown in zip(line.values(), in_line(book.row, book.limits, list(line), book.now), strict=True):
+        if shown is not None:  # else it was forgotten
+            operations = [float(x) for x in asked.operations(0.0, book.now)]
+            granted = decide([book.row], [book.limits], operations, 1.0, book.now).verdicts[0] >= 0
+            assert shown.ready == granted
+            assert shown.ahead >= 0
+            counts[granted] += 1

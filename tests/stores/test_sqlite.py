@@ -73,6 +73,19 @@ async def test_a_row_with_one_flipped_bit_is_an_error(used):
     assert await granted(used) == LEFT
 
 
+async def test_a_damaged_row_is_not_shown(used):
+    store = limiter_on(used).store
+    assert store.peek("x") is None, "it is not open yet"
+    limiter = limiter_on(used)
+    await limiter.acquire()
+    store = limiter.store
+    assert store.peek("x") is not None
+    with contextlib.closing(sqlite3.connect(used, isolation_level=None)) as file:
+        file.execute("UPDATE penstock_rows SET row = zeroblob(length(row))")
+    assert store.peek("x") is None
+    await anyio.to_thread.run_sync(store.close)
+
+
 @pytest.mark.parametrize("row", [b"", b"1234567", "text", 5, None], ids=repr)
 async def test_a_row_of_another_kind_is_an_error(row, used):
     file = sqlite3.connect(used, isolation_level=None)

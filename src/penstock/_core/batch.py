@@ -15,7 +15,7 @@ from operator import add, mul
 
 from penstock._core import bookings, entries
 from penstock._core import operations as codes
-from penstock._core.bookings import AMOUNTS, DUE, NEW, PRIORITY, WAITED, Asker, Booking, Wait
+from penstock._core.bookings import AMOUNTS, DUE, NEW, PRIORITY, WAITED, Asker, Booking, InLine, Wait
 from penstock._core.flows import ALONE, FlowTurn, leave
 from penstock._core.operations import ACQUIRE, BOOKED, IN_LINE
 from penstock._core.row_limits import LimitsOfRows
@@ -432,6 +432,21 @@ class BatchRows(LimitsOfRows):
         if first is None or any(self._seconds_until(of, first[self._column(of)]) for of in self._places_of(row)):
             return 0.0
         return first[bookings.ID]
+
+    def in_line(self, number: float) -> InLine | None:
+        """How the booking of that number stands among those for places, where there is one row; None: there is none."""
+        (row,) = self._rows
+        own = bookings.of_number(row.bookings, number)
+        if own is None:
+            return None
+        position, asker = bookings.position_of(row.bookings, number), bookings.asker_of(own)
+        others = [booking for booking in row.bookings if booking is not own]
+        wanted = [(limit, self._column(limit)) for limit in self._places_of(0) if own[self._column(limit)]]
+        ahead = [bookings.ahead_of_place(others, asker, position, column) for _, column in wanted]
+        lacking = [
+            self._seconds_until(of, own[column] + more) for (of, column), more in zip(wanted, ahead, strict=True)
+        ]
+        return InLine(max(ahead, default=0.0), not any(lacking))
 
     # Other operations: each returns where the next one begins
 

@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from penstock._core.flows import ALONE, LEAD
 
@@ -62,6 +63,13 @@ NEW = -1e9
 """Instead of a moment: there is no booking yet."""
 
 Booking = list[float]
+
+
+class InLine(NamedTuple):
+    """How a booking for places stands: what those take that go before it, and whether there is enough for it, too."""
+
+    ahead: float
+    ready: bool
 
 
 class Asker:
@@ -169,7 +177,7 @@ def first_for_place(bookings: Sequence[Booking], column: int) -> Booking | None:
     """The booking that is to have the next places there; None: nobody waits for them."""
     first = None
     for booking in bookings:
-        if booking[column] and booking[ID] and (first is None or _rank_for_places(_asker_of(booking), first) > 0):
+        if booking[column] and booking[ID] and (first is None or _rank_for_places(asker_of(booking), first) > 0):
             first = booking
     return first
 
@@ -184,7 +192,8 @@ def _rank_for_places(asker: Asker, booking: Booking) -> float:
     return _rank(asker, booking)
 
 
-def _asker_of(booking: Booking) -> Asker:
+def asker_of(booking: Booking) -> Asker:
+    """What its request passes others by."""
     asker = Asker(booking[PRIORITY], booking[WAITED], booking[AGEING], booking[SHARE])
     asker.key, asker.start, asker.member_start = booking[KEY], booking[START], booking[MEMBER_START]
     return asker

@@ -33,6 +33,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from penstock._core.batch import BatchRows
+from penstock._core.bookings import InLine
 from penstock._core.entries import held
 from penstock._core.rows import BUCKET, CALENDAR, LOG, WINDOW, DamagedRow, new_row, read_row, write_row
 
@@ -79,6 +80,16 @@ def decide(
     states = batch.states()
     written, keep = batch.written()
     return Decision(written, [row.born for row in taken_apart], batch.verdicts, states, keep)
+
+
+def in_line(row: bytes, limits: Sequence[Sequence[float]], numbers: Sequence[float], now: float) -> list[InLine | None]:
+    """How requests stand that wait for places, by the numbers of their bookings; None: the row has no such booking.
+
+    Raises:
+        DamagedRow: As in `decide`.
+    """
+    batch = BatchRows([read_row(row, now, limits)], [limits], 0.0, now)
+    return [batch.in_line(number) for number in numbers]
 
 
 def reshape(

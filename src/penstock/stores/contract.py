@@ -362,6 +362,9 @@ class Store(ABC):
     """Whether a row that is not there counts as used up."""
     hears: ClassVar[bool] = False
     """Whether `listen` tells of changes. If not, long reservations are confirmed before they are used."""
+    shows: ClassVar[bool] = False
+    """Whether `peek` shows rows, so a process that waits for places sees when its turn has come. If neither this nor
+    `hears` is so, it asks again and again."""
 
     def __init__(
         self,
@@ -494,6 +497,13 @@ class Store(ABC):
 
         A change is announced with 0 seconds. A store that cannot tell does nothing.
         """
+
+    def peek(self, name: str) -> Row | None:
+        """The row of a name as it was written last; None: there is none, or it cannot be shown now.
+
+        It costs far less than a call, writes nothing and raises nothing: processes look every few milliseconds.
+        """
+        return None
 
     def group_of(self, name: str) -> object:
         """Names of one group can be decided in one call. Here all can."""

@@ -181,6 +181,7 @@ class SQLiteStore(Store):
     """
 
     batch = 256
+    shows = True
 
     def __init__(self, path: str | os.PathLike[str], *, on_state_loss: str = "full", **options: Any) -> None:
         super().__init__(**options)
@@ -258,6 +259,18 @@ class SQLiteStore(Store):
                 raise
             raise self._explain(error) from error
         return [name for (name,) in found]
+
+    def peek(self, name: str) -> Row | None:
+        """Read it without a lock. What is wrong with the file is found by the next call. See `Store.peek`."""
+        connection = self._connection
+        if connection is None:
+            return None
+        try:
+            self._mend_index(connection)
+            row = connection.execute(_SELECT, (name,)).fetchone()
+        except (sqlite3.Error, OSError):
+            return None
+        return self._checked(name, row) if row is not None and _is_whole(name, *row) else None
 
     def _decide(self, connection: sqlite3.Connection, names: Sequence[str], decide: Decide) -> None:
         read = connection.execute

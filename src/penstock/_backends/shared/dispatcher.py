@@ -226,6 +226,8 @@ class Dispatcher:
                 self._change(limit_set)
             if self.scheduler.state.to_read:
                 self._read_terms()
+            if self.scheduler.state.to_watch:
+                self._watch()
             if batch is not None:
                 self._carry(batch)
         except Exception as error:  # noqa: BLE001 - a defect, ours or a store's
@@ -459,6 +461,18 @@ class Dispatcher:
                 self.store.exchange([limit_set.name], read)
             with self.lock:
                 self.scheduler.on_terms(limit_set, found[-1] if found else None, clock.now())
+
+    def _watch(self) -> None:
+        """See how those stand that wait for places, where the store shows that."""
+        with self.lock:
+            state = self.scheduler.state
+            watched, state.to_watch = ({} if self.scheduler.outage else state.to_watch), {}
+        for queue, limit_sets in watched.items():
+            with self._io:
+                rows = {limit_set: self.store.peek(limit_set.name) for limit_set in limit_sets}
+            with self.lock:
+                now = clock.now()
+                self.scheduler.on_rows(queue, rows, now, now * 1e6 + (self._lead or 0.0))
 
 
 @dataclass(slots=True, eq=False)

@@ -1,21 +1,26 @@
 """Who waits for places of a store, and when their process asks for them.
 
 Places come back when a permit ends, and no clock tells when. So requests that wait for them stand in line in the store
-(`_core.bookings`), and whichever process gives places back hears who is next. Where the store announces something that
-process tells the other. Where it does not, each asks when its turn may have come: most of a usual wait after it joined,
-and then again and again.
+(`_core.bookings`), and whichever process gives places back hears who is next. How the others hear of it is the store's
+to say. Where it announces something, that process tells them. Where it shows its rows, each looks at them every few
+milliseconds, which decides and writes nothing, and asks when it sees that its turn has come. Where it does neither,
+each asks when its turn may have come: most of a usual wait after it joined, and then again and again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Mapping
 
-from penstock._backends.shared.limit_set import SharedLimitState
+from penstock._backends.shared.limit_set import SharedLimitSet, SharedLimitState
 from penstock._backends.shared.queue import FREED_WATCHED, POLL, POLL_HEARD, StoreQueue
 from penstock._backends.shared.requests import Booking, SharedRequest
 from penstock._backends.shared.state import SchedulerState
 from penstock._backends.shared.wire import BatchInFlight
-from penstock.stores.contract import Reply
+from penstock._core.decision import in_line
+from penstock._core.rows import DamagedRow
+from penstock.stores.contract import Reply, Row
 
 ROUNDING = 1e-5
 """Seconds by which a moment of the store's and the same one of ours may differ."""
@@ -29,6 +34,12 @@ SOON = 0.8
 STEP = 0.1
 """How long after a question the next one is asked, as a part of the wait so far."""
 
+WATCH = (0.002, 0.020)
+"""Seconds, shortest and longest, between looks at a row: the first in line looks most often."""
+
+WATCH_STEP = 0.01
+"""The same, as a part of the wait so far."""
+
 
 class Lines:
     """What a scheduler does for requests that wait for places."""
@@ -41,12 +52,51 @@ class Lines:
         booking.in_line = True
         booking.since = min(booking.since, now)
         booking.claim_at = max(booking.claim_at, now + POLL[0])  # its caller may wait for less
-        if any(of.held and _all_held_here(of) for of, _ in booking.charges):
+        waited, store = now - booking.since, self._state.store
+        if _sees_each_end(booking) or store.hears or store.shows:
             booking.early_at = math.inf
-        elif not self._state.store.hears:
-            waited = now - booking.since
-            wait = max(SOON * queue.line_wait - waited, STEP * waited, POLL[0])
-            booking.early_at = now + min(wait, POLL[1])
+        else:
+            booking.early_at = now + min(max(SOON * queue.line_wait - waited, STEP * waited, POLL[0]), POLL[1])
+        if booking.seen:  # it was not its turn after all
+            booking.look_from = now + max(STEP * waited, POLL[0])
+        booking.seen = False
+
+    def watch(self, queue: StoreQueue, now: float) -> None:
+        """Look at the rows soon, if there are requests in line that learn of their turns only so."""
+        state = self._state
+        watching = [booking for booking in queue.bookings if booking.in_line and not _sees_each_end(booking)]
+        if not watching or state.store.hears or not state.store.shows:
+            return
+        moment = now + min(_until_looked_at(booking, now) for booking in watching)
+        if now < queue.look_at <= moment:
+            return
+        queue.look_at = moment
+
+        def ring(now: float) -> None:
+            standing = queue.standing()
+            if now >= standing.look_at:
+                waiting = [booking for booking in standing.bookings if booking.in_line]
+                state.to_watch[standing] = {of.limit_set for each in waiting for of, _ in each.charges if of.held}
+
+        state.at(moment, ring)
+
+    def on_rows(self, queue: StoreQueue, rows: Mapping[SharedLimitSet, Row | None], now: float, server: float) -> None:
+        """Claim the bookings whose turns have come, as these rows show. `server`: the store's time."""
+        waiting = [booking for booking in queue.bookings if booking.in_line]
+        if rows != queue.shown[0] or now > queue.shown[1] + POLL[1]:  # else nothing has changed
+            queue.shown = rows, now
+            numbers = [booking.number for booking in waiting]
+            shown = []
+            for limit_set, row in rows.items():
+                if row is not None and row[0] == limit_set.terms.text:
+                    with contextlib.suppress(DamagedRow):  # the next call says so
+                        shown.append(in_line(row[1], limit_set.terms.numbers(server), numbers, server))
+            for booking, stands in zip(waiting, zip(*shown, strict=True), strict=False):
+                known = [each for each in stands if each is not None]
+                booking.ahead = max((each.ahead for each in known), default=0.0)
+                if all(each.ready for each in known) and now >= booking.look_from:
+                    booking.seen = self.call_up(queue, booking.number)
+        self.watch(queue, now)
 
     def left(self, request: SharedRequest, batch: BatchInFlight, now: float) -> None:
         """A request has its places: there may be some for the next in line, too."""
@@ -90,6 +140,16 @@ class Lines:
                         batch.next_in_line[limit_set.name] = -first
                 elif of in batch.places and of.meter.level(now) > 0:  # nobody here has taken it
                     batch.freed.setdefault(limit_set.name, PLACE_FREED)
+
+
+def _until_looked_at(booking: Booking, now: float) -> float:
+    """Seconds between looks whether the turn of a booking has come."""
+    return min(max(WATCH[0] * (1 + booking.ahead), WATCH_STEP * (now - booking.since)), WATCH[1])
+
+
+def _sees_each_end(booking: Booking) -> bool:
+    """Whether this process holds all places that there are, so it need not hear of any."""
+    return any(of.held and _all_held_here(of) for of, _ in booking.charges)
 
 
 def _all_held_here(of: SharedLimitState) -> bool:

@@ -50,13 +50,15 @@ class StoreQueue:
         alarm: When the queue is looked at next.
         problem: Why the store did not decide the last batch; None: it did.
         line_wait: Seconds that a booking for places has waited lately.
+        look_at: When the rows are looked at next, for those that wait for places.
+        shown: The rows as they were shown last, and when.
         more_at: Before that, the store has no more to lease than what the first in the queue need.
         tended: When the leases are looked at next, whether they are used.
     """
 
     __slots__ = (
         "__weakref__", "_into", "_merged", "alarm", "behind", "blocked", "bookings", "coming", "fresh", "lease",
-        "line_wait", "more_at", "poll", "problem", "reserved", "sets", "tended", "told", "waiters",
+        "line_wait", "look_at", "more_at", "poll", "problem", "reserved", "sets", "shown", "tended", "told", "waiters",
     )  # fmt: skip
 
     def __init__(self, ageing: float, weights: Mapping[Hashable, float], lease: float | None) -> None:
@@ -77,6 +79,8 @@ class StoreQueue:
         self.coming = 0
         self.alarm = math.inf
         self.line_wait = 0.0
+        self.look_at = math.inf
+        self.shown: tuple[Mapping[Any, Any], float] = ({}, -math.inf)
         self.problem: Exception | None = None
         self.more_at = self.tended = -math.inf
         self.blocked: dict[Any, tuple[LimitState, float]] = {}

@@ -54,9 +54,15 @@ class Booking:
         early_at: When to ask whether it may be had before its moment; `inf`: nothing tells that it may.
         in_line: Whether it is for places.
         since: When the store has told it first.
+        ahead: Units of places that others have before it, as the row showed last.
+        seen: Whether it is claimed as the row shows that its turn has come.
+        look_from: Nothing that the row shows is a reason to claim it before that.
     """
 
-    __slots__ = ("charges", "claim_at", "due", "early_at", "flow", "in_line", "number", "priority", "since")
+    __slots__ = (
+        "ahead", "charges", "claim_at", "due", "early_at", "flow", "in_line", "look_from", "number", "priority", "seen",
+        "since",
+    )  # fmt: skip
 
     def __init__(self, number: float, request: SharedRequest) -> None:
         self.number = number
@@ -64,7 +70,8 @@ class Booking:
         self.flow = request.flow
         self.priority = request.priority
         self.due = self.claim_at = self.early_at = self.since = math.inf
-        self.in_line = False
+        self.ahead, self.look_from = 0.0, -math.inf
+        self.in_line = self.seen = False
 
 
 class SharedRequest(Request):

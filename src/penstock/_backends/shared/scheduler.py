@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from penstock._backends.charges import queue_full
@@ -32,7 +32,7 @@ from penstock._backends.shared.settling import Settling
 from penstock._backends.shared.state import SchedulerState, again
 from penstock._backends.shared.wire import Admitted, BatchInFlight, BookedFor, Command, Look, NotNow, OthersTurn, Outage
 from penstock.errors import PenstockError, StoreError
-from penstock.stores.contract import Reply, Store
+from penstock.stores.contract import Reply, Row, Store
 
 _EVER = math.inf
 _NEW, _ASKED, _GRANTED = Stage.NEW, Stage.ASKED, Stage.GRANTED  # to look members up costs as much as a call on 3.11
@@ -255,6 +255,10 @@ class Scheduler:
         limit_set = self.state.limit_sets.get(name)
         if limit_set is not None:
             self._lines.call_up(limit_set.queue, number)
+
+    def on_rows(self, queue: StoreQueue, rows: Mapping[SharedLimitSet, Row | None], now: float, server: float) -> None:
+        """The store has shown the rows of a queue. `server`: its time."""
+        self._lines.on_rows(queue, rows, now, server)
 
     def on_stop(self, now: float) -> None:
         """Refuse all that comes after this: it would wait for ever."""
@@ -482,6 +486,7 @@ class Scheduler:
             self.state.drop(booking, queue)
             return
         queue.bookings.append(booking)
+        self._lines.watch(queue, now)
         self.state.dirty[queue] = None  # where nothing waits any more, it is dropped
 
     def _not_admitted(

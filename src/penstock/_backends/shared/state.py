@@ -71,6 +71,7 @@ class SchedulerState:
         commands, refunds, drops, leaving, settlements, looks, owed, renewing: What is to be said.
         changes: Limit sets with new limits.
         to_read: Limit sets of which nothing is counted here: whether others count something is to be read.
+        to_watch: Queues whose rows are to be looked at, and which, for those that wait for places there.
         change_at: Until then the store is not told of these, as it did not answer the last time; -inf: it did.
         woken: Parkers to wake, once the lock is free.
         separate_until: Until then each batch is about one queue: a batch about several failed, and one of them is to
@@ -104,6 +105,7 @@ class SchedulerState:
         self.renewing: dict[SharedLimitSet, None] = {}
         self.changes: dict[SharedLimitSet, None] = {}
         self.to_read: dict[SharedLimitSet, None] = {}
+        self.to_watch: dict[StoreQueue, set[SharedLimitSet]] = {}
         self.change_at = -math.inf
         self.woken: list[Parker] = []
         self.round_trip = self.lateness = 0.0

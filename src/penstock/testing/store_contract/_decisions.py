@@ -65,6 +65,20 @@ class DecisionContract(StoreTests):
         assert abs(after / 1e6 - time.time()) < 3600
         assert after == math.floor(after)
 
+    def test_a_store_that_shows_rows_shows_what_was_written_last(self, stores: Callable[..., Store]) -> None:
+        """Whichever process wrote it."""
+        one, other = stores(), stores()
+        terms = self._terms(per_second(1e-3, burst=5))
+        seen = []
+        for store in (one, other, one):
+            self._decide(store, terms, codes.ACQUIRE, 0, 1, 1, 0, 1)
+            seen.append((one.peek("contract"), other.peek("contract")))
+        for mine, theirs in seen[1:]:
+            assert mine == theirs
+            assert (mine is not None) == one.shows
+        assert len({mine and mine[1] for mine, _ in seen}) == (3 if one.shows else 1)
+        assert one.peek("other") is None
+
     def test_changed_terms_keep_what_was_used(self, stores: Callable[..., Store]) -> None:
         """Counted for the new limits from then on."""
         store = stores()
