@@ -56,6 +56,7 @@ _COUNTED_AS = {
 _NOTHING: Mapping[str, float] = {}
 _NEWS_APART = 3_600.0  # seconds without a long pause, after which the next one is reported again
 _LONGEST_WAY = 1.0  # seconds between a departure and its refusal
+_COARSE = 0.1  # share of a period by which a reset may be rounded and still tell a bucket from a window
 _LOOKED_AT = 64  # endpoints, of those that are there longest, for one that is idle
 _LONGEST_OWN_PAUSE = (
     60.0  # seconds to stay away from a service that refuses again and again and never says for how long
@@ -508,7 +509,7 @@ def stated_by(quota: Quota) -> StatedLimit | None:
         remaining,
         quota.resets_in,
         sure=quota.exact and quota.bare is None,
-        fits=quota.exact and quota.reset is not None,
+        fits=quota.exact and quota.reset is not None and quota.step <= _COARSE * (quota.per or 60.0),
         step=quota.step,
         bare=quota.bare,
         named=quota.named,

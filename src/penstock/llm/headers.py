@@ -305,7 +305,8 @@ def _quota(name: str, fields: Mapping[str, str], sent: float) -> Quota | None:
             # No bucket, but a window: `60 left of a minute` would otherwise have to be a bucket of an hour or a day.
             # Of the usual lengths it is the first that is long enough, and a minute at least.
             reset, per = None, next((length for length in _LENGTHS if resets_in <= length), None)
-    exact = exact or (per is not None and text is not None and duration(text.strip()) is not None)
+    # Fractions of a second are no milliseconds, and tell a window's end as well as a bucket's: `0.950` as `950ms`.
+    exact = exact or (per is not None and text is not None and step < 0.1)
     unit = _UNITS.get(base, base)
     return Quota(_cut(name), unit, limit, remaining, reset, per, resets_in, exact, step, bare, is_moment, is_named)
 

@@ -27,6 +27,13 @@ GROSSLY = 1.5
 FEWEST = 4
 """Requests that make a crowd of which something can be learned."""
 
+FAIR = 0.16
+"""Share of the capacity that is left to others who use a bucket too, over 2 and the factor: the largest goes last."""
+
+AT_ONCE, OTHERS = 2.0, 0.02
+"""What must be left for a request to go where others use a bucket too: so many times what it surely takes, and that
+share of the capacity, for what they send until we hear of it."""
+
 
 @dataclass(slots=True)
 class ChargeFactor:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
-from penstock.llm.learning.charge_factor import FEWEST, ChargeFactor, Crowd, replayed
+from penstock.llm.learning.charge_factor import AT_ONCE, FAIR, FEWEST, OTHERS, ChargeFactor, Crowd, replayed
 from penstock.llm.learning.returns import USUAL, AssumedPeriod, BareResets, BucketFormula, LeastLeft, Returns
 from penstock.llm.learning.sliding_window import SlidingWindow
-from penstock.llm.learning.stated_limit import Kind, StatedLimit
-from penstock.llm.learning.traffic import HEADROOM, ROUNDING, WINDOWS_HEADROOM, Departure, Traffic
+from penstock.llm.learning.stated_limit import LATE, MOST, PATIENCE, PAUSE, UNCONFIRMED, Kind, StatedLimit
+from penstock.llm.learning.traffic import HEADROOM, OVERTAKING, ROUNDING, WINDOWS_HEADROOM, Departure, Traffic
 
 __all__ = ["DOUBT", "FIRST_BURST", "ServerEstimate"]
 
@@ -30,28 +30,9 @@ RISE_EVERY = 0.2
 SAMPLE = 0.1
 """Share of the capacity that a sample goes over; over less, overtaking would teach more than charging."""
 
-FAIR = 0.16
-"""Share of the capacity that is left to others who use a bucket too, over 2 and the factor: the largest goes last."""
-
-AT_ONCE, OTHERS = 2.0, 0.02
-"""What must be left for a request to go where others use a bucket too: so many times what it surely takes, and that
-share of the capacity, for what they send until we hear of it."""
-
-PAUSE = 0.1
-"""Share of a window that may be lost while it is taken to begin with a request but seems to begin by the clock."""
-
-UNCONFIRMED = 0.05
-"""Share of a window that may be sent before an answer confirms that it began: it may be late."""
-
 LITTLE, FEW = 0.05, 8.0
 """Share of the most ever left of a limit whose returns are unknown, and requests as large as the last one: below the
 more of the two, requests leave one by one, and look."""
-
-MOST, LATE = 0.75, 0.01
-"""Shares: of a limit that must be back when its window should have begun, and of a window by which it may be late."""
-
-PATIENCE = 5.0
-"""Seconds that the first request of a window has to show that it began, before others go without knowing."""
 
 
 @dataclass(slots=True)
@@ -87,6 +68,7 @@ class ServerEstimate:
     _seen: float = field(init=False)  # the most that ever was left, and what its request took
     _is_dated: bool = field(init=False, default=False)  # an answer stated when all is back
     _is_by_clock: bool = field(init=False, default=False)  # a window began sooner than a period after our first request
+    _is_stated: bool = field(init=False, default=False)  # answers of this window stated when it ends
     _is_seen: bool = field(init=False, default=False)  # that window began when an answer showed a return
     _is_unopened: bool = field(init=False, default=False)  # the window is thought to be over, and nothing left since
     _first_at: float | None = field(init=False, default=None)  # when a request left to see whether it began
@@ -327,6 +309,7 @@ class ServerEstimate:
             if over > 0:
                 self.boundary += over * self.per
                 self._level, self._is_unopened, self._first_at = self.capacity, True, None
+                self._is_stated = False
         elif self.kind is Kind.SLIDING:
             self._level = self._sliding.left(*self._newest, now, self.limit, self.factor, self.traffic)
         self._at = now
@@ -375,7 +358,8 @@ class ServerEstimate:
 
     def _crosses(self, first: float, last: float) -> bool:
         """Whether a window begins in (first, last]."""
-        return math.floor((last - self.boundary) / self.per) > math.floor((first - self.boundary) / self.per)
+        since, until = ((at - self.boundary) / self.per + ROUNDING for at in (first, last))
+        return math.floor(until) > math.floor(since)
 
     def _correct(self, departure: Departure, remaining: float, now: float) -> None:
         """Go down at once, and up slowly, to what the snapshot says; no further than overtaking leaves it certain."""
@@ -431,13 +415,23 @@ class ServerEstimate:
         whole = stated.remaining + stated.reset * self.rate
         slack = 1.5 + 0.02 * self.limit + self.rate
         if whole > self.limit + slack and not stated.fits:
-            self._become_window(departure.at + stated.reset - self._length(stated))
+            self._is_partial |= stated.named and not stated.is_exact  # others fit by chance, as they are rounded
+            self._become_window(self._begun(departure.at + stated.reset - self._length(stated), stated.step))
+            self._is_stated = True
         elif stated.fits and self.limit - stated.remaining > 0.05 * self.limit:
             self.kind, self._fits = Kind.BUCKET, True
         elif stated.is_exact and self.kind is Kind.BUCKET and self.limit - whole > slack:
             self._is_partial = True
         if not stated.named and not stated.fits and stated.is_exact and stated.remaining < self.limit:
             self._is_partial = True
+
+    def _begun(self, stated: float, step: float) -> float:
+        """When the window began, by the answers that stated its end: as resets are rounded up, the earliest is nearest.
+
+        A window that begins with a request begins later each time, so answers of the one before tell nothing of it.
+        """
+        is_same = self.kind is Kind.WINDOW and self._is_stated and 0.0 < stated - self.boundary <= step + OVERTAKING
+        return self.boundary if is_same else stated
 
     def _length(self, stated: StatedLimit) -> float:
         """How long a window is: where no answer names that, the longest reset tells."""
@@ -495,9 +489,10 @@ class ServerEstimate:
         """More is there than any refill could have brought: a window began between the two."""
         before, remained = newest
         crowd = self.factor * sum(self.traffic.around(before) + self.traffic.around(departure))
+        slack = min(1.0, 0.1 * self.per)
         self._returns.resumed(before.at, departure.at)
         if self.kind is Kind.BUCKET:
-            most = remained + self.rate * max(0.0, departure.at - before.at + 1.0) + 0.05 * self.limit + crowd
+            most = remained + self.rate * max(0.0, departure.at - before.at + slack) + 0.05 * self.limit + crowd
             jumped = not stated.fits and stated.remaining > most and stated.remaining > 0.5 * self.limit
             if not stated.sure and self._is_no_minutes(departure, stated, jumped=jumped):
                 self._doubt_period()
@@ -532,7 +527,10 @@ class ServerEstimate:
             self._forget_charges(keep=self._is_guess)
         elif abs(boundary - self.boundary - self.per * round((boundary - self.boundary) / self.per)) > 1.0:
             self._anchor = None
-        self.boundary, self._is_seen, self._is_unopened, self._first_at = boundary, seen, False, None
+        # An answer of the window before may come when the next one has begun, which is not to begin again.
+        over = math.floor((self._at - self._headroom - boundary) / self.per + ROUNDING)
+        self.boundary, self._is_seen = boundary + max(0, over) * self.per, seen
+        self._is_unopened, self._first_at = False, None
 
     # How it charges
 

@@ -1,11 +1,23 @@
-"""What one answer states about one limit, and the ways in which limits refill. Records alone."""
+"""What one answer states about one limit, the ways in which limits refill, and when a window is believed in."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["Kind", "StatedLimit"]
+__all__ = ["LATE", "MOST", "PATIENCE", "PAUSE", "UNCONFIRMED", "Kind", "StatedLimit"]
+
+PAUSE = 0.1
+"""Share of a window that may be lost while it is taken to begin with a request but seems to begin by the clock."""
+
+UNCONFIRMED = 0.05
+"""Share of a window that may be sent before an answer confirms that it began: it may be late."""
+
+MOST, LATE = 0.75, 0.01
+"""Shares: of a limit that must be back when its window should have begun, and of a window by which it may be late."""
+
+PATIENCE = 5.0
+"""Seconds that the first request of a window has to show that it began, before others go without knowing."""
 
 
 @dataclass(frozen=True, slots=True)
