@@ -155,6 +155,7 @@ def stores(request, tmp_path, prefix):
     rows, lock, made = {}, threading.Lock(), []
 
     def make(**options):
+        options.setdefault("patience", 10.0)  # a busy machine's disk holds a new file for longer than the usual second
         if request.param == "memory":
             made.append(RowsInMemory(rows, lock, **options))
         elif request.param == "sqlite":
