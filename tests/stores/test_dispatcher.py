@@ -37,6 +37,7 @@ from penstock.permit import Permit
 from penstock.stores import RedisStore, SQLiteStore
 from penstock.stores.contract import Unreachable
 from tests.stores.in_memory import RowsInMemory
+from tests.threads import begun_and_interrupted, wait_until
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["at once", "in the queue"])
@@ -567,11 +568,6 @@ def test_a_fork_does_not_wait_for_the_network():
 def test_a_start_that_is_cut_short_leaves_no_second_dispatcher(tmp_path, monkeypatch):
     """Ctrl-C may strike when the thread has begun already, and nobody has noted that."""
     before = set(threading.enumerate())
-    start = threading.Thread.start
-
-    def begun_and_interrupted(thread):
-        start(thread)
-        raise KeyboardInterrupt
 
     def threads():
         return set(threading.enumerate()) - before
@@ -586,12 +582,5 @@ def test_a_start_that_is_cut_short_leaves_no_second_dispatcher(tmp_path, monkeyp
                     pass
         with limiter(max_wait=60) as permit:
             assert permit.cost == {"requests": 1}
-        assert _until(lambda: len(threads()) == 1)
-    assert _until(lambda: not threads())
-
-
-def _until(true, seconds=60):
-    until = time.monotonic() + seconds
-    while not true() and time.monotonic() < until:
-        time.sleep(0.01)
-    return true()
+        assert wait_until(lambda: len(threads()) == 1)
+    assert wait_until(lambda: not threads())

@@ -27,6 +27,7 @@ from penstock.usage import History, Ledger, LedgerError
 from penstock.usage import ledger as ledgers
 from tests.alarms import alarms, not_beside_coverage
 from tests.quiet import seconds_without_a_core_of_all
+from tests.threads import begun_and_interrupted, wait_until
 from tests.usage.readings import calls_of
 
 GRANTED = Granted("api", {"requests": 1}, 0.0, "alice")
@@ -488,11 +489,6 @@ def test_what_came_when_the_thread_could_not_be_started_is_written_all_the_same(
 def test_a_start_that_is_cut_short_leaves_no_second_writer(tmp_path, monkeypatch):
     """Ctrl-C may strike when the thread has begun already, and nobody has noted that."""
     before = set(threading.enumerate())
-    start = threading.Thread.start
-
-    def begun_and_interrupted(thread):
-        start(thread)
-        raise KeyboardInterrupt
 
     def writers():
         return set(threading.enumerate()) - before
@@ -509,10 +505,3 @@ def test_a_start_that_is_cut_short_leaves_no_second_writer(tmp_path, monkeypatch
         assert wait_until(lambda: len(writers()) == 1)
         assert users(kept.path) == ["alice"] * 6
     assert wait_until(lambda: not writers())
-
-
-def wait_until(true, seconds=60):
-    until = time.monotonic() + seconds
-    while not true() and time.monotonic() < until:
-        time.sleep(0.01)
-    return true()
