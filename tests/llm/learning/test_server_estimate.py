@@ -202,6 +202,20 @@ def test_a_window_that_came_sooner_than_that_begins_by_the_clock_though_nobody_s
     assert client.estimate.ready_at(1.0, 131.0) == pytest.approx(150.0 + HEADROOM)
 
 
+def test_a_window_that_is_refused_where_it_was_thought_to_begin_begins_later():
+    """Seen after a pause, it began anywhere in it. Crowds were refused window after window, each a moment too early."""
+    client = Client(200.0, 1.0, remaining=150, requests=True)
+    for at, remaining in ((0.9, 20), (1.05, 199), (2.4, 20)):
+        client.hear(client.leave(1, at), remaining, at + 0.05)
+    client.hear(client.leave(1, 3.88), 199, 3.95)  # of the second from 3 on, and taken for one that began at 3.88
+    assert client.estimate.kind is Kind.WINDOW
+    for _ in range(100):
+        last = client.leave(1, 4.93)
+    client.traffic.refused(last)
+    client.hear(last, 0, 5.1)
+    assert client.estimate.ready_at(1.0, 5.2) == pytest.approx(5.1 + 1.0 + 0.05, abs=0.02)
+
+
 def test_a_window_that_begins_with_a_request_may_begin_as_late_as_its_answer_is_there():
     """What is on its way for half a second is not early a window later; if it is, that window explains the refusal."""
     client = Client(100.0, 60.0, remaining=50, requests=True)

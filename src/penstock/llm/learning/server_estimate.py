@@ -22,17 +22,11 @@ DOUBT = 0.02
 FIRST_BURST = 5.0
 """Seconds' worth of a limit that may be spent at once before the first sample of how the server charges."""
 
-RISE = 0.1
-"""Share of the gap by which an estimate that was too low rises every `RISE_EVERY` seconds."""
-
-RISE_EVERY = 0.2
+RISE, RISE_EVERY = 0.1, 0.2
+"""Share of the gap by which an estimate that was too low rises each time, and seconds between."""
 
 SAMPLE = 0.1
 """Share of the capacity that a sample goes over; over less, overtaking would teach more than charging."""
-
-LITTLE, FEW = 0.05, 8.0
-"""Share of the most ever left of a limit whose returns are unknown, and requests as large as the last one: below the
-more of the two, requests leave one by one, and look."""
 
 
 @dataclass(slots=True)
@@ -180,6 +174,7 @@ class ServerEstimate:
         self._size(departure, stated)
         self._newest = (departure, stated.remaining)
         self._correct(departure, stated.remaining, now)
+        self._notice_delay(departure, now)
         # Of what left around a refused one, it is not known yet which were refused too.
         if not (departure.refused or self.kind in (Kind.UNSURE, Kind.SLIDING) or self.traffic.charged_late):
             self._sample(*(self._anchor or self._newest), departure, stated.remaining)
@@ -264,9 +259,10 @@ class ServerEstimate:
         return look
 
     def _little(self) -> float:
+        """Of what is left: with less, requests leave one by one, and look. Eight like the last one, or a twentieth."""
         last = self.traffic.last
-        few = FEW * self.factor * last.cost if last is not None else 0.0
-        return min(0.25 * self._seen, max(LITTLE * self._seen, few))
+        few = 8 * self.factor * last.cost if last is not None else 0.0
+        return min(0.25 * self._seen, max(0.05 * self._seen, few))
 
     def need(self, cost: float) -> float:
         """What must be there for `cost` to go, in the server's units: never more than the server can hold.
@@ -508,6 +504,12 @@ class ServerEstimate:
                 self._is_by_clock |= since < 0.9
                 self._is_guess &= not self._is_seen  # one of two moments that are a period apart was stated, not seen
                 self._become_window(departure.at, seen=True)  # earlier than was thought
+
+    def _notice_delay(self, departure: Departure, now: float) -> None:
+        """A refusal where a window was thought to begin, as one was seen to: the one before was not over yet."""
+        is_first = 0.0 <= departure.at - self.boundary <= self._headroom + OVERTAKING
+        if departure.refused and self.kind is Kind.WINDOW and self._is_seen and is_first:
+            self.boundary = min(now, self.boundary + self.per)
 
     def _is_no_minutes(self, departure: Departure, stated: StatedLimit, *, jumped: bool) -> bool:
         """Whether it came back too soon, or more was admitted than any limit of the assumed period would admit."""
